@@ -1,0 +1,1 @@
+"""Jobs that end; run by spark-submit."""

@@ -1,0 +1,215 @@
+"""Every setting of the suite: its name, type, default and meaning, and how it is read.
+
+A setting is written `lake_root` in TOML, `TICKHOUSE_LAKE_ROOT` in the environment and `--lake-root` as a flag.
+A flag wins over the environment, which wins over the TOML file, which wins over the default here. The file is the
+one that `--conf` or `TICKHOUSE_CONF` names, else conf/local.toml.
+
+A wrong setting ends a program with exit code 2 and one line that says which one, where it came from and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+PROJECT = Path(__file__).resolve().parent.parent
+ENVIRONMENT_PREFIX = "TICKHOUSE_"
+# Read from the environment by tests and set-up; not settings of the suite.
+NOT_SETTINGS = {"conf", "recordings", "cache"}
+USAGE_ERROR = 2
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used. The message is one line: which one, where it came from, and why."""
+
+
+def _listed(value: object) -> object:
+    """A comma-separated string as the list it means."""
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _mapped(value: object) -> object:
+    """`a=b,c=d` as the mapping it means."""
+    if not isinstance(value, str):
+        return value
+    pairs = [item.partition("=") for item in value.split(",") if item.strip()]
+    if not all(separator for _, separator, _ in pairs):
+        raise ValueError("write it as key=value,key=value")
+    return {key.strip(): text.strip() for key, _, text in pairs}
+
+
+Names = Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9/._-]{1,64}$")]], BeforeValidator(_listed)]
+Mapped = Annotated[dict[str, str], BeforeValidator(_mapped)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}(,[A-Za-z0-9._-]+:[0-9]{1,5})*$")]
+WebSocketUrl = Annotated[str, Field(pattern=r"^wss?://[^/\s]+(/\S*)?$")]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$")]
+StorageUrl = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://[^\s]*[^/\s]$")]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """All settings. `Settings()` is a suite on this machine's loopback."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Kafka
+    kafka_bootstrap_servers: Address = Field("127.0.0.1:29092", description="HOST:PORT of Kafka brokers")
+    ticks_topic: Topic = Field("ticks", description="topic of the ticks")
+    rejects_topic: Topic = Field("rejects", description="topic of the frames that no feed could turn into ticks")
+    kafka_partitions: Count = Field(4, description="partitions of a topic, fixed when it is created")
+    kafka_retention_hours: Count = Field(168, description="hours that Kafka keeps a record")
+    kafka_retention_bytes: Count = Field(8 << 30, description="bytes that Kafka keeps of a partition")
+
+    # Ingestion
+    feed: str = Field("binance", description="venue adapter: binance")
+    url: WebSocketUrl | None = Field(None, description="WebSocket address of the venue; default: the feed's own")
+    assets: Names = Field(
+        ["bitcoin", "ethereum", "cardano", "solana", "dogecoin"], min_length=1, description="canonical names, comma-separated"
+    )
+    max_frame_bytes: Count = Field(1 << 20, description="a larger frame is rejected and its connection closed")
+    max_in_flight: Count = Field(20_000, description="records not yet acknowledged by Kafka before reading pauses")
+
+    # Lake
+    lake_root: StorageUrl = Field("hdfs://127.0.0.1:28020/tickhouse", description="where the tables are: ROOT/DATABASE/NAME")
+    checkpoint: StorageUrl | None = Field(None, description="checkpoint of the streaming job; default ROOT/_checkpoints/ticks")
+    webhdfs_url: HttpUrl = Field("http://127.0.0.1:29870", description="WebHDFS address of the NameNode")
+    future_tolerance_seconds: float = Field(
+        5.0, ge=0, le=86_400, description="a venue's time further ahead of its receipt than this is not believed"
+    )
+    gold_symbols: Mapped = Field(
+        {}, description="the one symbol that feeds gold for SOURCE:ASSET, as SOURCE:ASSET=SYMBOL; others: every symbol"
+    )
+
+    # Streaming
+    trigger_seconds: float = Field(0.0, ge=0, le=3_600, description="least time between micro-batches; 0: at once")
+    max_offsets_per_trigger: Count = Field(250_000, description="records in a micro-batch at most")
+    once: bool = Field(False, description="process what Kafka holds now, then end")
+
+    # SQL (Spark Thrift Server)
+    sql_host: str = Field("127.0.0.1", description="host of the Spark Thrift Server")
+    sql_port: Port = Field(20000, description="port of the Spark Thrift Server")
+
+    # Services on this machine
+    state_dir: Path = Field(Path(".tickhouse"), description="folder of the services' state, relative to the project")
+    kafka_port: Port = Field(29092, description="Kafka broker")
+    kafka_controller_port: Port = Field(29093, description="Kafka controller")
+    namenode_port: Port = Field(28020, description="NameNode RPC")
+    namenode_http_port: Port = Field(29870, description="NameNode web page and WebHDFS")
+    datanode_port: Port = Field(29866, description="DataNode data transfer")
+    datanode_http_port: Port = Field(29864, description="DataNode web page")
+    datanode_ipc_port: Port = Field(29867, description="DataNode RPC")
+    resourcemanager_port: Port = Field(28032, description="ResourceManager client RPC; the next three ports too")
+    resourcemanager_http_port: Port = Field(28088, description="ResourceManager web page")
+    nodemanager_port: Port = Field(28041, description="NodeManager RPC; the next port too")
+    nodemanager_http_port: Port = Field(28043, description="NodeManager web page")
+
+    @model_validator(mode="after")
+    def _state_dir_in_project(self) -> Settings:
+        object.__setattr__(self, "state_dir", PROJECT / self.state_dir)
+        return self
+
+    @property
+    def checkpoint_location(self) -> str:
+        return self.checkpoint or f"{self.lake_root}/_checkpoints/ticks"
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def read_settings(
+    flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None, file: Path | None = None
+) -> Settings:
+    """The settings from flags, environment and TOML file, in that order of precedence.
+
+    Raises SettingsError for an unknown key or a value that does not fit.
+    """
+    environment = os.environ if environment is None else environment
+    flags = {name: value for name, value in (flags or {}).items() if value is not None}
+    path = file or Path(environment.get(ENVIRONMENT_PREFIX + "CONF") or PROJECT / "conf" / "local.toml")
+    try:
+        written = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"settings file {path}: {error}") from error
+    exported = {
+        name[len(ENVIRONMENT_PREFIX) :].lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+    exported = {name: value for name, value in exported.items() if name not in NOT_SETTINGS}
+    try:
+        return Settings.model_validate({**written, **exported, **flags})
+    except ValidationError as error:
+        raise SettingsError(_one_line(error.errors()[0], flags, exported, path)) from None
+
+
+def _one_line(problem: ErrorDetails, flags: Mapping[str, Any], exported: Mapping[str, str], path: Path) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    if name in flags:
+        where = flag(name)
+    elif name in exported:
+        where = ENVIRONMENT_PREFIX + name.upper()
+    else:
+        where = f"{name} in {path}"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: there is no such setting"
+    return f"{where} = {problem['input']!r}: {problem['msg']}"
+
+
+def arguments(description: str | None, *names: str) -> argparse.ArgumentParser:
+    """A parser with `--conf` and the flags of the named settings; parse with `from_command_line`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conf", type=Path, metavar="FILE", help="TOML file of settings (default: conf/local.toml)")
+    for name in names:
+        field = Settings.model_fields[name]
+        default = field.get_default(call_default_factory=True)
+        shown = ",".join(default) if isinstance(default, list) else default
+        help_text = f"{field.description} (default: {shown})" if shown not in (None, {}, False) else str(field.description)
+        if field.annotation is bool:
+            parser.add_argument(flag(name), action="store_true", default=None, help=help_text)
+        else:
+            parser.add_argument(flag(name), metavar=_metavar(field.annotation), help=help_text.replace("%", "%%"))
+    return parser
+
+
+def _metavar(annotation: Any) -> str:
+    if isinstance(annotation, types.UnionType):
+        annotation = typing.get_args(annotation)[0]
+    return {int: "N", float: "N", Path: "DIR"}.get(annotation, "VALUE")
+
+
+def from_command_line(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[Settings, argparse.Namespace]:
+    """Parse argv; return the settings and the program's own arguments. Exits with code 2 on a wrong setting."""
+    parsed = parser.parse_args(argv)
+    given = vars(parsed)
+    flags = {name: given[name] for name in given if name in Settings.model_fields}
+    try:
+        return read_settings(flags, file=given.get("conf")), parsed
+    except SettingsError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR) from None
+
+
+def main() -> None:
+    """Print the settings in force as JSON: `python -m conf.settings`."""
+    settings, _ = from_command_line(arguments(main.__doc__, *Settings.model_fields))
+    print(json.dumps(settings.model_dump(mode="json"), indent=2))
+
+
+if __name__ == "__main__":
+    main()

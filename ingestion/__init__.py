@@ -1,0 +1,1 @@
+"""From a venue's WebSocket to Kafka."""

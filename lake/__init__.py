@@ -1,0 +1,1 @@
+"""What the data is: tables, the transforms between them, and the one way to write them."""

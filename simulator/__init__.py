@@ -1,0 +1,1 @@
+"""A venue on this machine: real wire format, made-up or recorded trades."""

@@ -1,0 +1,1 @@
+"""Jobs that never end; run by spark-submit."""
