@@ -1,0 +1,209 @@
+"""Every table of the lake: its columns with type, meaning and nullability, its key, its partitions.
+
+This is the one place where a column's type is written. Tables are Delta tables at ROOT/DATABASE/NAME; times are UTC
+with microseconds; prices and quantities are DECIMAL(28,12) in the quote currency, where USDT counts as USD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PRICE = "DECIMAL(28,12)"
+# First by gold time, then by what the venue and the ingester number: a total order of one instrument's ticks.
+TICK_ORDER = (
+    "STRUCT<gold_time: TIMESTAMP, trade_epoch: BIGINT, trade_id: BIGINT, producer: STRING, sequence: BIGINT, "
+    "event_id: STRING>"
+)
+# Newest over all venues of an asset.
+CURRENT_ORDER = (
+    "STRUCT<known_at: TIMESTAMP, event_time: TIMESTAMP, source: STRING, trade_id: BIGINT, producer: STRING, "
+    "sequence: BIGINT, event_id: STRING>"
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: Spark SQL type, meaning with unit, and whether it may be null."""
+
+    name: str
+    type: str
+    comment: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Delta table: what a row is, its columns in order, and the columns that identify a row."""
+
+    database: str
+    name: str
+    comment: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+    partitioned_by: tuple[str, ...] = ()
+    # Columns with file statistics, which is what reads and merges are pruned by; others would cost time at each write.
+    statistics: tuple[str, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def qualified_name(self) -> str:
+        return f"{self.database}.{self.name}"
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    def path(self, root: str) -> str:
+        """Where the table is under a lake's root."""
+        return f"{root}/{self.database}/{self.name}"
+
+
+BRONZE_TICKS = Table(
+    "bronze",
+    "ticks",
+    "A Kafka record as delivered, of the topics ticks and rejects",
+    key=("topic", "partition", "offset"),
+    columns=(
+        Column("key", "BINARY", "Kafka key: source:symbol", nullable=True),
+        Column("value", "BINARY", "Kafka value: a tick as JSON", nullable=True),
+        Column("topic", "STRING", "Kafka topic"),
+        Column("partition", "INT", "Kafka partition"),
+        Column("offset", "BIGINT", "Kafka offset"),
+        Column("kafka_timestamp", "TIMESTAMP", "Kafka's time of the record"),
+        Column("ingested_at", "TIMESTAMP", "when the micro-batch that wrote the row began"),
+        Column("ingest_date", "DATE", "date of ingested_at"),
+    ),
+    partitioned_by=("ingest_date",),
+    statistics=("topic", "partition", "offset", "kafka_timestamp"),
+    properties={"delta.appendOnly": "true"},
+)
+
+SILVER_TICKS = Table(
+    "silver",
+    "ticks",
+    "A distinct valid tick",
+    key=("event_id",),
+    columns=(
+        Column(
+            "event_id",
+            "STRING",
+            "source:symbol:trade_epoch:trade_id, else producer:sequence, else topic:partition:offset",
+        ),
+        Column("source", "STRING", "venue"),
+        Column("symbol", "STRING", "the venue's name of the instrument"),
+        Column("asset", "STRING", "canonical name: bitcoin, ethereum, ..."),
+        Column("quote", "STRING", "currency that the price is really in"),
+        Column("price_usd", PRICE, "price of one unit of the asset"),
+        Column("quantity", PRICE, "traded size in units of the asset", nullable=True),
+        Column("trade_id", "BIGINT", "the venue's number of the trade", nullable=True),
+        Column("trade_epoch", "BIGINT", "raised when a venue starts its numbers again"),
+        Column("event_time", "TIMESTAMP", "the venue's time, else received_at"),
+        Column("received_at", "TIMESTAMP", "when the ingester received the frame"),
+        Column("producer", "STRING", "the ingester's identity", nullable=True),
+        Column("sequence", "BIGINT", "the ingester's number of the tick", nullable=True),
+        Column("kafka_partition", "INT", "Kafka partition of the first delivery"),
+        Column("kafka_offset", "BIGINT", "Kafka offset of the first delivery"),
+        Column("is_late", "BOOLEAN", "a later minute of this source and asset was in gold before this tick came"),
+        Column("is_future", "BOOLEAN", "event_time is too far ahead of received_at to be believed"),
+        Column("event_date", "DATE", "date of event_time"),
+    ),
+    partitioned_by=("event_date",),
+    statistics=("source", "symbol", "asset", "trade_id", "event_time", "kafka_partition", "kafka_offset"),
+    properties={"delta.appendOnly": "true"},
+)
+
+SILVER_QUARANTINE = Table(
+    "silver",
+    "quarantine",
+    "A record that is not a valid tick",
+    key=("topic", "partition", "offset"),
+    columns=(
+        Column("value", "BINARY", "Kafka value as delivered", nullable=True),
+        Column("rule", "STRING", "the rule that the record breaks"),
+        Column("reason", "STRING", "what is wrong with it"),
+        Column("topic", "STRING", "Kafka topic"),
+        Column("partition", "INT", "Kafka partition"),
+        Column("offset", "BIGINT", "Kafka offset"),
+        Column("quarantined_at", "TIMESTAMP", "when the micro-batch that wrote the row began"),
+    ),
+    statistics=("topic", "partition", "offset", "quarantined_at"),
+    properties={"delta.appendOnly": "true"},
+)
+
+GOLD_PRICE_1M = Table(
+    "gold",
+    "price_1m",
+    "An asset's minute at a venue",
+    key=("source", "asset", "window_start"),
+    columns=(
+        Column("source", "STRING", "venue"),
+        Column("asset", "STRING", "canonical name"),
+        Column("window_start", "TIMESTAMP", "first instant of the minute, by gold time"),
+        Column("window_end", "TIMESTAMP", "first instant after the minute"),
+        Column("open", PRICE, "price of the first tick"),
+        Column("high", PRICE, "highest price"),
+        Column("low", PRICE, "lowest price"),
+        Column("close", PRICE, "price of the last tick"),
+        Column("average", PRICE, "sum of prices / tick_count, half up"),
+        Column(
+            "volatility_pct", "DOUBLE", "100 * sample standard deviation / mean of prices; null below 2 ticks", True
+        ),
+        Column("volume", PRICE, "sum of quantities; null if no tick has one", nullable=True),
+        Column("vwap", PRICE, "sum of price * quantity / volume, half up; null without volume", nullable=True),
+        Column("tick_count", "BIGINT", "number of ticks"),
+        Column("first_event_time", "TIMESTAMP", "earliest gold time"),
+        Column("last_event_time", "TIMESTAMP", "latest gold time"),
+        Column("updated_at", "TIMESTAMP", "when the micro-batch that last changed the row began"),
+        Column("window_date", "DATE", "date of window_start"),
+        Column("price_sum", "DECIMAL(38,12)", "for merging: sum of prices"),
+        Column("price_m2", "DOUBLE", "for merging: sum of squared differences from the mean"),
+        Column(
+            "notional", "DECIMAL(38,18)", "for merging: sum of price * quantity; null if no tick has one", nullable=True
+        ),
+        Column("open_order", TICK_ORDER, "for merging: place of the first tick"),
+        Column("close_order", TICK_ORDER, "for merging: place of the last tick"),
+    ),
+    partitioned_by=("window_date",),
+    statistics=("source", "asset", "window_start"),
+)
+
+GOLD_CURRENT_PRICE = Table(
+    "gold",
+    "current_price",
+    "An asset's newest price over all venues",
+    key=("asset",),
+    columns=(
+        Column("asset", "STRING", "canonical name"),
+        Column("price_usd", PRICE, "newest price"),
+        Column("source", "STRING", "venue of that price"),
+        Column("event_time", "TIMESTAMP", "the venue's time of that price"),
+        Column("event_id", "STRING", "the tick in silver.ticks"),
+        Column("change_pct_1m", "DOUBLE", "change against the same source's price a minute earlier", nullable=True),
+        Column("updated_at", "TIMESTAMP", "when the micro-batch that last changed the row began"),
+        Column("current_order", CURRENT_ORDER, "for merging: place of that tick"),
+    ),
+    statistics=("asset",),
+)
+
+QUALITY_RESULTS = Table(
+    "quality",
+    "results",
+    "A check's verdict",
+    key=("run_id", "expectation", "column_name"),
+    columns=(
+        Column("run_id", "STRING", "one run of a check"),
+        Column("checked_at", "TIMESTAMP", "when the run began"),
+        Column("table_name", "STRING", "database.name of the table"),
+        Column("slice", "STRING", "which part of the table"),
+        Column("suite", "STRING", "name of the set of expectations"),
+        Column("expectation", "STRING", "what was expected"),
+        Column("column_name", "STRING", "column, or columns with commas; empty for the whole table"),
+        Column("severity", "STRING", "error fails a run, warning does not"),
+        Column("success", "BOOLEAN", "whether it held"),
+        Column("observed", "STRING", "what was seen", nullable=True),
+        Column("unexpected_count", "BIGINT", "rows that break it", nullable=True),
+    ),
+)
+
+TABLES = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE, QUALITY_RESULTS)
