@@ -77,14 +77,20 @@ class Settings(BaseModel):
     feed: str = Field("binance", description="venue adapter: binance")
     url: WebSocketUrl | None = Field(None, description="WebSocket address of the venue; default: the feed's own")
     assets: Names = Field(
-        ["bitcoin", "ethereum", "cardano", "solana", "dogecoin"], min_length=1, description="canonical names, comma-separated"
+        ["bitcoin", "ethereum", "cardano", "solana", "dogecoin"],
+        min_length=1,
+        description="canonical names, comma-separated",
     )
     max_frame_bytes: Count = Field(1 << 20, description="a larger frame is rejected and its connection closed")
     max_in_flight: Count = Field(20_000, description="records not yet acknowledged by Kafka before reading pauses")
 
     # Lake
-    lake_root: StorageUrl = Field("hdfs://127.0.0.1:28020/tickhouse", description="where the tables are: ROOT/DATABASE/NAME")
-    checkpoint: StorageUrl | None = Field(None, description="checkpoint of the streaming job; default ROOT/_checkpoints/ticks")
+    lake_root: StorageUrl = Field(
+        "hdfs://127.0.0.1:28020/tickhouse", description="where the tables are: ROOT/DATABASE/NAME"
+    )
+    checkpoint: StorageUrl | None = Field(
+        None, description="checkpoint of the streaming job; default ROOT/_checkpoints/ticks"
+    )
     webhdfs_url: HttpUrl = Field("http://127.0.0.1:29870", description="WebHDFS address of the NameNode")
     future_tolerance_seconds: float = Field(
         5.0, ge=0, le=86_400, description="a venue's time further ahead of its receipt than this is not believed"
@@ -177,7 +183,9 @@ def arguments(description: str | None, *names: str) -> argparse.ArgumentParser:
         field = Settings.model_fields[name]
         default = field.get_default(call_default_factory=True)
         shown = ",".join(default) if isinstance(default, list) else default
-        help_text = f"{field.description} (default: {shown})" if shown not in (None, {}, False) else str(field.description)
+        help_text = (
+            f"{field.description} (default: {shown})" if shown not in (None, {}, False) else str(field.description)
+        )
         if field.annotation is bool:
             parser.add_argument(flag(name), action="store_true", default=None, help=help_text)
         else:
