@@ -1,0 +1,52 @@
+"""The lake's tables for people, tests and notebooks: DuckDB's SQL over Delta files, without Spark.
+
+Tables are named as in the lake, for example gold.price_1m. A read sees each table as of its newest commit.
+"""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from lake.tables import TABLES, Table
+
+
+class NoSuchTable(LookupError):
+    """The lake does not hold the table: nothing has written it yet, or the root is another one."""
+
+
+def open_table(root: str, table: Table) -> DeltaTable:
+    """The newest version of a table under a lake's root. Raises NoSuchTable."""
+    try:
+        return DeltaTable(table.path(root))
+    except TableNotFoundError:
+        raise NoSuchTable(f"{table.qualified_name} is not in the lake {root}") from None
+
+
+def query(root: str, sql: str) -> pa.Table:
+    """The rows that a SELECT over tables of the lake gives, times in UTC. Raises NoSuchTable."""
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        for table in TABLES:
+            if table.qualified_name in sql:
+                registered = f"{table.database}__{table.name}"
+                connection.register(registered, open_table(root, table).to_pyarrow_dataset())
+                connection.execute(f"CREATE SCHEMA IF NOT EXISTS {table.database}")
+                connection.execute(f"CREATE VIEW {table.qualified_name} AS SELECT * FROM {registered}")
+        return connection.sql(sql).to_arrow_table()
+
+
+def read(root: str, table: Table, where: str = "true") -> pa.Table:
+    """A table's rows that fulfil a condition in SQL. Raises NoSuchTable."""
+    return query(root, f"SELECT * FROM {table.qualified_name} WHERE {where}")
+
+
+def row_count(root: str, table: Table) -> int:
+    """How many rows the table has, from its log alone; 0 if nothing has written it yet."""
+    try:
+        files = open_table(root, table).get_add_actions(flatten=True)
+    except NoSuchTable:
+        return 0
+    return sum(pa.table(files)["num_records"].to_pylist())
