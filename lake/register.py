@@ -62,7 +62,7 @@ def _locations(cursor: Cursor, wanted: set[str]) -> dict[str, str]:
     found = {}
     for database in present:
         cursor.execute(f"DESCRIBE DATABASE {database}")
-        described = dict(row[:2] for row in cursor.fetchall())
+        described = {row[0]: row[1] for row in cursor.fetchall()}
         found[database] = str(described["Location"])
     return found
 
