@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tomllib
 import types
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -49,13 +50,22 @@ def _mapped(value: object) -> object:
     return {key.strip(): text.strip() for key, _, text in pairs}
 
 
+def _port_in_range(text: str) -> str:
+    """An address or URL whose ports exist."""
+    for port in re.findall(r":([0-9]+)", text.partition("://")[2].partition("/")[0] if "://" in text else text):
+        if not 1 <= int(port) <= 65535:
+            raise ValueError(f"port {port} is not between 1 and 65535")
+    return text
+
+
 Names = Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9/._-]{1,64}$")]], BeforeValidator(_listed)]
 Mapped = Annotated[dict[str, str], BeforeValidator(_mapped)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
-Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}(,[A-Za-z0-9._-]+:[0-9]{1,5})*$")]
-WebSocketUrl = Annotated[str, Field(pattern=r"^wss?://[^/\s]+(/\S*)?$")]
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$")]
+InRange = AfterValidator(_port_in_range)
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}(,[A-Za-z0-9._-]+:[0-9]{1,5})*$"), InRange]
+WebSocketUrl = Annotated[str, Field(pattern=r"^wss?://[^/\s]+(/\S*)?$"), InRange]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$"), InRange]
 StorageUrl = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://[^\s]*[^/\s]$")]
 Count = Annotated[int, Field(ge=1)]
 
@@ -83,6 +93,9 @@ class Settings(BaseModel):
     )
     max_frame_bytes: Count = Field(1 << 20, description="a larger frame is rejected and its connection closed")
     max_in_flight: Count = Field(20_000, description="records not yet acknowledged by Kafka before reading pauses")
+    stop_seconds: float = Field(
+        30.0, ge=0, le=3_600, description="a stopping ingester waits so long for Kafka to acknowledge what is in flight"
+    )
 
     # Lake
     lake_root: StorageUrl = Field(

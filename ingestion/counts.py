@@ -1,0 +1,48 @@
+"""What an ingester has done so far, for people and machines to read."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ingestion.ticks import Reject
+
+log = logging.getLogger(__name__)
+
+NAMED_AT_MOST = 5
+
+
+@dataclass(slots=True)
+class Counts:
+    """Counts since the start."""
+
+    frames: int = 0
+    ticks: int = 0
+    rejected: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    connections: int = 0
+    clock_steps: int = 0
+
+
+class RejectLog:
+    """Names the first few rejects of a period in the log, and counts the others by reason at its end."""
+
+    def __init__(self) -> None:
+        self._named = 0
+        self._others: Counter[str] = Counter()
+
+    def add(self, reject: Reject) -> None:
+        if self._named < NAMED_AT_MOST:
+            self._named += 1
+            log.warning("%s: rejected a frame: %s; it began %r", reject.source, reject.reason, reject.raw[:120])
+        else:
+            # The words before what differs from frame to frame.
+            self._others[reject.reason.partition(":")[0][:80]] += 1
+
+    def end_period(self) -> None:
+        if self._others:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self._others.most_common(5))
+            log.warning("rejected %d more frames: %s", self._others.total(), reasons)
+        self._named = 0
+        self._others.clear()
