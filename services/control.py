@@ -1,0 +1,154 @@
+"""Start and stop services, and tell how they are."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from conf.settings import Settings
+from services import hdfs, kafka, sql, yarn
+from services.daemon import Daemon, is_alive, stop
+from services.errors import DaemonDied, NoAnswer
+from services.service import Service
+
+MAKERS: dict[str, Callable[[Settings], Service]] = {
+    "kafka": kafka.service,
+    "hdfs": hdfs.service,
+    "yarn": yarn.service,
+    "sql": sql.service,
+}
+NAMES = tuple(MAKERS)
+# Seconds in which a service must answer; all four at once need about 20 on two cores.
+LIMIT = 180.0
+# Seconds between looks at a service that is starting.
+LOOK_EVERY = 0.25
+
+
+@dataclass(frozen=True)
+class State:
+    """A daemon's state. waits_for is its service's: None where it answers."""
+
+    service: str
+    daemon: str
+    pid: int | None
+    address: str
+    waits_for: str | None
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def up(settings: Settings, names: Sequence[str] = NAMES) -> None:
+    """Start what does not run of the named services, side by side, and return when all of them answer.
+
+    Raises ServiceError for the first that cannot; the others are left running.
+    """
+    with _alone(settings), ThreadPoolExecutor(len(names)) as threads:
+        for started in [threads.submit(_up, MAKERS[name](settings)) for name in names]:
+            started.result()
+
+
+def down(settings: Settings, names: Sequence[str] = NAMES) -> None:
+    """Stop the named services and what they left behind. What computes stops before what stores."""
+    with _alone(settings):
+        for group in (("sql", "yarn"), ("hdfs", "kafka")):
+            chosen = [MAKERS[name](settings) for name in group if name in names]
+            if chosen:
+                with ThreadPoolExecutor(len(chosen)) as threads:
+                    list(threads.map(_down, chosen))
+
+
+def states(settings: Settings, names: Sequence[str] = NAMES) -> list[State]:
+    """The state of every daemon of the named services."""
+    found = []
+    for service in (MAKERS[name](settings) for name in names):
+        processes = [daemon.process() for daemon in service.daemons]
+        waits_for = service.waits_for() if any(processes) else "scripts/services up"
+        for daemon, process in zip(service.daemons, processes, strict=True):
+            pid = process.pid if process else None
+            found.append(State(service.name, daemon.name, pid, service.address, waits_for))
+    return found
+
+
+def daemons(settings: Settings, names: Sequence[str] = NAMES) -> list[Daemon]:
+    return [daemon for name in names for daemon in MAKERS[name](settings).daemons]
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Two commands at once would start a daemon twice."""
+    folder = settings.state_dir / "services"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another command that starts or stops these services")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _up(service: Service) -> None:
+    began = time.monotonic()
+    processes = {daemon.name: daemon.process() for daemon in service.daemons}
+    if not all(processes.values()):
+        _kill_leftovers(service)
+        service.prepare()
+    for daemon in service.daemons:
+        if processes[daemon.name] is None:
+            say(f"{service.name}: starting {daemon.name}")
+            processes[daemon.name] = daemon.start()
+    _wait(service, processes)
+    say(f"{service.name}: answers at {service.address} ({time.monotonic() - began:.1f} s)")
+
+
+def _wait(service: Service, processes: dict[str, psutil.Process | None]) -> None:
+    began = said = time.monotonic()
+    while (waits_for := service.waits_for()) is not None:
+        for daemon in service.daemons:
+            process = processes[daemon.name]
+            if process is None or not is_alive(process):
+                raise DaemonDied(
+                    f"{service.name}: {daemon.name} ended while it was starting. {_advice(service, daemon)}"
+                )
+        now = time.monotonic()
+        if now - began > LIMIT:
+            daemon = service.daemons[-1]
+            raise NoAnswer(
+                f"{service.name}: still waiting for {waits_for} after {LIMIT:.0f} s. {_advice(service, daemon)}"
+            )
+        if now - said > 5:
+            say(f"{service.name}: waiting for {waits_for}, {now - began:.0f} s")
+            said = now
+        time.sleep(LOOK_EVERY)
+
+
+def _advice(service: Service, daemon: Daemon) -> str:
+    lines = "\n".join(f"  | {line}" for line in daemon.last_lines()) or "  | (empty)"
+    return (
+        f"The end of {daemon.log}:\n{lines}\n"
+        f"What it says is the cause as a rule. When that is put right: scripts/services up {service.name}"
+    )
+
+
+def _down(service: Service) -> None:
+    running = [process for process in (daemon.process() for daemon in service.daemons) if process]
+    killed = stop(running)
+    _kill_leftovers(service)
+    say(f"{service.name}: {'stopped' if running else 'was not running'}" + (" (had to be killed)" if killed else ""))
+
+
+def _kill_leftovers(service: Service) -> None:
+    for pid in service.leftovers():
+        try:
+            psutil.Process(pid).kill()
+        except psutil.NoSuchProcess:
+            continue

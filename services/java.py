@@ -1,0 +1,58 @@
+"""Where Java and the jars are, and how a Java daemon's command begins."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from conf.settings import PROJECT
+from services.daemon import mark
+from services.errors import NotSetUp
+
+JARS = PROJECT / ".tickhouse" / "jars"
+
+
+@cache
+def java_home() -> Path:
+    """The home of Java 17, else of a newer one, whichever is the default. Raises NotSetUp."""
+    found = subprocess.run([PROJECT / "scripts" / "java-home"], stdout=subprocess.PIPE, text=True, check=False)
+    if found.returncode != 0:
+        raise NotSetUp("There is no Java 17 or newer on this machine: run scripts/setup.")
+    return Path(found.stdout.strip())
+
+
+def jars(conf: str) -> str:
+    """The class path of a conf of conf/ivy.xml. Raises NotSetUp where scripts/setup has not fetched it."""
+    if not (JARS / ".stamp").exists():
+        raise NotSetUp(f"The jars are not in {JARS}: run scripts/setup.")
+    return f"{JARS}/{conf}/*"
+
+
+def java_command(
+    folder: Path,
+    name: str,
+    *,
+    jars_of: str,
+    heap: str,
+    main: str,
+    options: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """The command of the daemon `name` with `folder/conf` first on its class path. heap: as in -Xmx, for example 256m."""
+    return (
+        f"{java_home()}/bin/java",
+        mark(folder, name),
+        f"-Xmx{heap}",
+        # Small heaps on few cores: the parallel collectors' threads would cost more than they bring.
+        "-XX:+UseSerialGC",
+        # Better dead, and seen to be, than half alive.
+        "-XX:+ExitOnOutOfMemoryError",
+        "-Djava.net.preferIPv4Stack=true",
+        *options,
+        "-cp",
+        f"{folder}/conf:{jars(jars_of)}",
+        main,
+        *arguments,
+    )

@@ -1,0 +1,97 @@
+"""Kafka: one process, broker and controller (KRaft)."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import uuid
+from pathlib import Path
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from conf.settings import Settings
+from services.daemon import LOOPBACK, Daemon, daemon_environment
+from services.errors import DaemonDied
+from services.java import jars, java_command, java_home
+from services.service import RELOAD4J, Service, as_properties, write_if_changed
+
+
+def service(settings: Settings) -> Service:
+    folder = settings.state_dir / "services" / "kafka"
+    properties = folder / "conf" / "server.properties"
+    broker = Daemon(
+        name="broker",
+        folder=folder,
+        command=java_command(
+            folder, "broker", jars_of="kafka", heap="512m", main="kafka.Kafka", arguments=[str(properties)]
+        ),
+        ports={"kafka_port": settings.kafka_port, "kafka_controller_port": settings.kafka_controller_port},
+        environment=daemon_environment(java_home()),
+    )
+    address = f"{LOOPBACK}:{settings.kafka_port}"
+    return Service(
+        name="kafka",
+        address=address,
+        daemons=(broker,),
+        prepare=lambda: _prepare(settings, folder, properties),
+        waits_for=lambda: _waits_for(address),
+    )
+
+
+def _server_properties(settings: Settings, folder: Path) -> dict[str, str]:
+    broker = f"PLAINTEXT://{LOOPBACK}:{settings.kafka_port}"
+    controller = f"CONTROLLER://{LOOPBACK}:{settings.kafka_controller_port}"
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.bootstrap.servers": f"{LOOPBACK}:{settings.kafka_controller_port}",
+        "listeners": f"{broker},{controller}",
+        "advertised.listeners": f"{broker},{controller}",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "log.dirs": str(folder / "data"),
+        # Topics are made with the partitions and retention that the settings say, never by a slip of the pen.
+        "auto.create.topics.enable": "false",
+        # One broker can hold one replica of the internal topics; their defaults would wait for three brokers for ever.
+        "offsets.topic.replication.factor": "1",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        # 50 partitions each, the default, serve many brokers; here they only cost files and time to start.
+        "offsets.topic.num.partitions": "1",
+        "transaction.state.log.num.partitions": "1",
+        "share.coordinator.state.topic.num.partitions": "1",
+        # Nobody else will join a group that starts on one machine: the first consumer gets its partitions at once.
+        "group.initial.rebalance.delay.ms": "0",
+    }
+
+
+def _prepare(settings: Settings, folder: Path, properties: Path) -> None:
+    write_if_changed(properties, as_properties(_server_properties(settings, folder)))
+    write_if_changed(folder / "conf" / "log4j.properties", RELOAD4J)
+    if (folder / "data" / "meta.properties").exists():
+        return
+    # As Kafka's own random-uuid, which would take a Java start of its own; it must not begin with a dash.
+    cluster = "T" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
+    format_storage = [
+        f"{java_home()}/bin/java", "-Xmx256m", "-cp", f"{folder}/conf:{jars('kafka')}", "kafka.tools.StorageTool",
+        "format", "-t", cluster, "-c", str(properties), "--standalone", "--ignore-formatted",
+    ]  # fmt: skip
+    formatted = subprocess.run(format_storage, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if formatted.returncode != 0:
+        raise DaemonDied(f"kafka: its storage in {folder}/data could not be formatted:\n{formatted.stdout.strip()}")
+
+
+def _waits_for(address: str) -> str | None:
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=address, request_timeout_ms=5000, bootstrap_timeout_ms=1000)
+    except (KafkaError, OSError) as error:
+        return f"metadata from {address} ({type(error).__name__})"
+    try:
+        return None if admin.describe_cluster()["brokers"] else f"a broker at {address}"
+    except KafkaError as error:
+        return f"metadata from {address} ({type(error).__name__})"
+    finally:
+        admin.close()

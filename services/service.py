@@ -1,0 +1,61 @@
+"""What a service is to the commands `up`, `down`, `status` and `logs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from services.daemon import Daemon
+
+
+@dataclass(frozen=True)
+class Service:
+    """One of NAMES.
+
+    address: where clients connect.
+    prepare: writes the configuration and, the first time, formats the storage. May be cut short and called again.
+    waits_for: None when the service answers as a client needs it, else what is not there yet, in a few words.
+    leftovers: processes that outlive the daemons that started them.
+    """
+
+    name: str
+    address: str
+    daemons: tuple[Daemon, ...]
+    prepare: Callable[[], None]
+    waits_for: Callable[[], str | None]
+    leftovers: Callable[[], list[int]] = list
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Write a configuration file whole, so that no daemon that starts meanwhile reads a half of it."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(path.name + ".new")
+    written.write_text(text, encoding="utf-8")
+    written.replace(path)
+
+
+def as_properties(values: dict[str, str]) -> str:
+    return "".join(f"{name}={value}\n" for name, value in values.items())
+
+
+def as_hadoop_xml(values: dict[str, str]) -> str:
+    properties = "".join(
+        f"  <property><name>{escape(name)}</name><value>{escape(value)}</value></property>\n"
+        for name, value in values.items()
+    )
+    return f'<?xml version="1.0"?>\n<configuration>\n{properties}</configuration>\n'
+
+
+# Warnings and worse, to the file that the daemon's output goes to.
+RELOAD4J = as_properties(
+    {
+        "log4j.rootLogger": "WARN, stdout",
+        "log4j.appender.stdout": "org.apache.log4j.ConsoleAppender",
+        "log4j.appender.stdout.layout": "org.apache.log4j.PatternLayout",
+        "log4j.appender.stdout.layout.ConversionPattern": "%d{ISO8601} %p %c{1}: %m%n",
+    }
+)

@@ -1,0 +1,123 @@
+"""YARN: a ResourceManager and a NodeManager."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+from conf.settings import Settings
+from services.daemon import LOOPBACK, Daemon, daemon_environment
+from services.hdfs import core_site
+from services.java import java_command, java_home
+from services.service import RELOAD4J, Service, as_hadoop_xml, write_if_changed
+
+RESOURCEMANAGER = "org.apache.hadoop.yarn.server.resourcemanager.ResourceManager"
+NODEMANAGER = "org.apache.hadoop.yarn.server.nodemanager.NodeManager"
+MEMORY_MB = 6144
+
+
+def service(settings: Settings) -> Service:
+    folder = settings.state_dir / "services" / "yarn"
+    environment = daemon_environment(java_home())
+    resourcemanager = Daemon(
+        name="resourcemanager",
+        folder=folder,
+        command=java_command(folder, "resourcemanager", jars_of="hadoop", heap="384m", main=RESOURCEMANAGER),
+        ports={
+            "resourcemanager_port": settings.resourcemanager_port,
+            "resourcemanager_port + 1": settings.resourcemanager_port + 1,
+            "resourcemanager_port + 2": settings.resourcemanager_port + 2,
+            "resourcemanager_port + 3": settings.resourcemanager_port + 3,
+            "resourcemanager_http_port": settings.resourcemanager_http_port,
+        },
+        environment=environment,
+    )
+    nodemanager = Daemon(
+        name="nodemanager",
+        folder=folder,
+        command=java_command(folder, "nodemanager", jars_of="hadoop", heap="256m", main=NODEMANAGER),
+        ports={
+            "nodemanager_port": settings.nodemanager_port,
+            "nodemanager_port + 1": settings.nodemanager_port + 1,
+            "nodemanager_http_port": settings.nodemanager_http_port,
+        },
+        environment=environment,
+    )
+    return Service(
+        name="yarn",
+        address=f"{LOOPBACK}:{settings.resourcemanager_port}",
+        daemons=(resourcemanager, nodemanager),
+        prepare=lambda: _prepare(settings, folder),
+        waits_for=lambda: _waits_for(f"http://{LOOPBACK}:{settings.resourcemanager_http_port}"),
+        leftovers=lambda: _containers(folder),
+    )
+
+
+def _yarn_site(settings: Settings, folder: Path) -> dict[str, str]:
+    rm = settings.resourcemanager_port
+    return {
+        "yarn.resourcemanager.hostname": LOOPBACK,
+        "yarn.resourcemanager.address": f"{LOOPBACK}:{rm}",
+        "yarn.resourcemanager.scheduler.address": f"{LOOPBACK}:{rm + 1}",
+        "yarn.resourcemanager.resource-tracker.address": f"{LOOPBACK}:{rm + 2}",
+        "yarn.resourcemanager.admin.address": f"{LOOPBACK}:{rm + 3}",
+        "yarn.resourcemanager.webapp.address": f"{LOOPBACK}:{settings.resourcemanager_http_port}",
+        "yarn.nodemanager.hostname": LOOPBACK,
+        "yarn.nodemanager.address": f"{LOOPBACK}:{settings.nodemanager_port}",
+        "yarn.nodemanager.localizer.address": f"{LOOPBACK}:{settings.nodemanager_port + 1}",
+        "yarn.nodemanager.webapp.address": f"{LOOPBACK}:{settings.nodemanager_http_port}",
+        "yarn.nodemanager.local-dirs": f"{folder}/data/local",
+        # Absolute, or containers fail with "Stdout path must be absolute".
+        "yarn.nodemanager.log-dirs": f"{folder}/log/containers",
+        "yarn.nodemanager.resource.memory-mb": str(MEMORY_MB),
+        # Two or three small Spark applications side by side; cores are shared, not handed out.
+        "yarn.nodemanager.resource.cpu-vcores": "8",
+        "yarn.scheduler.minimum-allocation-mb": "256",
+        "yarn.scheduler.maximum-allocation-mb": str(MEMORY_MB),
+        # A JVM's address space is no sign of its memory, and on a small machine a burst must not kill a container.
+        "yarn.nodemanager.vmem-check-enabled": "false",
+        "yarn.nodemanager.pmem-check-enabled": "false",
+        # At the default of 90 % a node leaves the cluster because its disk is fairly full.
+        "yarn.nodemanager.disk-health-checker.max-disk-utilization-per-disk-percentage": "99.5",
+        # Allocations and ends of containers are passed on at each heartbeat.
+        "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms": "200",
+        # The ResourceManager keeps what it shows of old applications in memory.
+        "yarn.resourcemanager.max-completed-applications": "50",
+    }
+
+
+# One queue, and all of it may be ApplicationMasters: in cluster mode they are the drivers.
+_CAPACITY_SCHEDULER = {
+    "yarn.scheduler.capacity.root.queues": "default",
+    "yarn.scheduler.capacity.root.default.capacity": "100",
+    "yarn.scheduler.capacity.maximum-am-resource-percent": "1",
+}
+
+
+def _prepare(settings: Settings, folder: Path) -> None:
+    write_if_changed(folder / "conf" / "core-site.xml", as_hadoop_xml(core_site(settings, folder)))
+    write_if_changed(folder / "conf" / "yarn-site.xml", as_hadoop_xml(_yarn_site(settings, folder)))
+    write_if_changed(folder / "conf" / "capacity-scheduler.xml", as_hadoop_xml(_CAPACITY_SCHEDULER))
+    write_if_changed(folder / "conf" / "log4j.properties", RELOAD4J)
+
+
+def _waits_for(web: str) -> str | None:
+    try:
+        with urllib.request.urlopen(f"{web}/ws/v1/cluster/nodes?states=RUNNING", timeout=5) as answer:
+            nodes = json.load(answer)["nodes"]
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return f"the ResourceManager at {web} ({type(error).__name__})"
+    return None if nodes and nodes.get("node") else "a running NodeManager"
+
+
+def _containers(folder: Path) -> list[int]:
+    """Processes of containers, which work below the NodeManager's local folder and outlive it when it is killed."""
+    inside = []
+    for process in psutil.process_iter(["cwd"]):
+        if (process.info["cwd"] or "").startswith(f"{folder}/data/local/"):
+            inside.append(process.pid)
+    return inside
