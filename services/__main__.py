@@ -5,7 +5,7 @@ down    stop everything, and leave no process and no port
 status  one line a daemon; exit code 1 unless all of them answer
 logs    the last lines of every daemon's log
 
-Exit codes: 2 wrong usage or setting, 3 a port is taken, 4 a daemon died, 5 no answer in time, 6 scripts/setup has not run.
+Exit codes: 2 wrong usage or setting, 3 a port is taken, 4 a daemon died, 5 no answer in time, 6 not set up.
 """
 
 from __future__ import annotations

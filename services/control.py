@@ -116,18 +116,14 @@ def _wait(service: Service, processes: dict[str, psutil.Process | None]) -> None
         for daemon in service.daemons:
             process = processes[daemon.name]
             if process is None or not is_alive(process):
-                raise DaemonDied(
-                    f"{service.name}: {daemon.name} ended while it was starting. {_advice(service, daemon)}"
-                )
-        now = time.monotonic()
-        if now - began > LIMIT:
-            daemon = service.daemons[-1]
-            raise NoAnswer(
-                f"{service.name}: still waiting for {waits_for} after {LIMIT:.0f} s. {_advice(service, daemon)}"
-            )
-        if now - said > 5:
-            say(f"{service.name}: waiting for {waits_for}, {now - began:.0f} s")
-            said = now
+                raise DaemonDied(f"{service.name}: {daemon.name} ended before it answered. {_advice(service, daemon)}")
+        waited = time.monotonic() - began
+        if waited > LIMIT:
+            advice = _advice(service, service.daemons[-1])
+            raise NoAnswer(f"{service.name}: still waiting for {waits_for} after {LIMIT:.0f} s. {advice}")
+        if time.monotonic() - said > 5:
+            say(f"{service.name}: waiting for {waits_for}, {waited:.0f} s")
+            said = time.monotonic()
         time.sleep(LOOK_EVERY)
 
 

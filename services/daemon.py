@@ -1,4 +1,4 @@
-"""A daemon: one process that stays when the command that started it has ended, found again by a mark on its command line.
+"""A daemon: a process that outlives the command that started it, and is found again by a mark on its command line.
 
 The mark is `-Dtickhouse.daemon=FOLDER/NAME`, a Java property that nothing reads. Unlike a file with a process id it
 cannot be out of date, cannot mean a process that got the same id later, and is there however the start was cut short.
@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ LOOPBACK = "127.0.0.1"
 LOG_BYTES = 20 << 20
 # Seconds a daemon has to end by itself before it is killed.
 PATIENCE = 30.0
+# Of our environment, what a daemon sees besides PATH and JAVA_HOME.
+_KEPT = ("HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR")
 
 
 @dataclass(frozen=True)
@@ -99,36 +102,31 @@ def is_alive(process: psutil.Process) -> bool:
 def stop(processes: list[psutil.Process]) -> list[psutil.Process]:
     """End the processes: politely, and after PATIENCE by force. Returns those that had to be killed."""
     for process in processes:
-        _signal(process.terminate)
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
     _, left = psutil.wait_procs(processes, timeout=PATIENCE)
     for process in left:
-        _signal(process.kill)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(left, timeout=PATIENCE)
     return left
-
-
-def _signal(send: object) -> None:
-    assert callable(send)
-    try:
-        send()
-    except psutil.NoSuchProcess:
-        return
 
 
 def daemon_environment(java_home: Path) -> dict[str, str]:
     """What a daemon sees of the environment. Nothing of ours and no virtual environment: what runs in YARN's containers
     inherits it, and must find there what it would find on any other node."""
-    kept = {
-        name: os.environ[name] for name in ("HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR") if name in os.environ
-    }
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     own = os.environ.get("VIRTUAL_ENV")
-    path = [
-        folder
-        for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)
-        if not own or not folder.startswith(own)
-    ]
-    assert not any(name.startswith(ENVIRONMENT_PREFIX) for name in kept)
-    return kept | {"PATH": os.pathsep.join(path), "JAVA_HOME": str(java_home)}
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    path = os.pathsep.join(folder for folder in folders if not own or not folder.startswith(own))
+    return kept | {"PATH": path, "JAVA_HOME": str(java_home)}
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody on loopback accepts connections to the port."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 def _check_free(name: str, setting: str, port: int) -> None:

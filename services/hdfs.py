@@ -86,6 +86,7 @@ def _hdfs_site(settings: Settings, folder: Path) -> dict[str, str]:
         # The DataNode is seen to be alive or dead in seconds: 2 * recheck + 10 * heartbeat.
         "dfs.heartbeat.interval": "1",
         "dfs.namenode.heartbeat.recheck-interval": "5000",
+        "dfs.namenode.stale.datanode.interval": "10000",
     }
 
 
@@ -99,7 +100,8 @@ def _prepare(settings: Settings, folder: Path) -> None:
         return
     shutil.rmtree(folder / "data" / "name", ignore_errors=True)
     format_storage = [
-        f"{java_home()}/bin/java", "-Xmx256m", "-cp", f"{folder}/conf:{jars('hadoop')}", NAMENODE, "-format", "-nonInteractive",
+        f"{java_home()}/bin/java", "-Xmx256m", "-cp", f"{folder}/conf:{jars('hadoop')}",
+        NAMENODE, "-format", "-nonInteractive",
     ]  # fmt: skip
     run = subprocess.run(format_storage, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if run.returncode != 0:

@@ -37,10 +37,9 @@ def java_command(
     jars_of: str,
     heap: str,
     main: str,
-    options: Sequence[str] = (),
     arguments: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """The command of the daemon `name` with `folder/conf` first on its class path. heap: as in -Xmx, for example 256m."""
+    """The command of the daemon `name` with `folder/conf` first on its class path. heap: as in -Xmx, such as 256m."""
     return (
         f"{java_home()}/bin/java",
         mark(folder, name),
@@ -50,7 +49,6 @@ def java_command(
         # Better dead, and seen to be, than half alive.
         "-XX:+ExitOnOutOfMemoryError",
         "-Djava.net.preferIPv4Stack=true",
-        *options,
         "-cp",
         f"{folder}/conf:{jars(jars_of)}",
         main,

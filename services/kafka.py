@@ -11,7 +11,7 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from conf.settings import Settings
-from services.daemon import LOOPBACK, Daemon, daemon_environment
+from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment
 from services.errors import DaemonDied
 from services.java import jars, java_command, java_home
 from services.service import RELOAD4J, Service, as_properties, write_if_changed
@@ -35,7 +35,7 @@ def service(settings: Settings) -> Service:
         address=address,
         daemons=(broker,),
         prepare=lambda: _prepare(settings, folder, properties),
-        waits_for=lambda: _waits_for(address),
+        waits_for=lambda: _waits_for(settings.kafka_port),
     )
 
 
@@ -84,7 +84,10 @@ def _prepare(settings: Settings, folder: Path, properties: Path) -> None:
         raise DaemonDied(f"kafka: its storage in {folder}/data could not be formatted:\n{formatted.stdout.strip()}")
 
 
-def _waits_for(address: str) -> str | None:
+def _waits_for(port: int) -> str | None:
+    if not accepts(port):
+        return f"port {port}"
+    address = f"{LOOPBACK}:{port}"
     try:
         admin = KafkaAdminClient(bootstrap_servers=address, request_timeout_ms=5000, bootstrap_timeout_ms=1000)
     except (KafkaError, OSError) as error:

@@ -10,7 +10,7 @@ from impala.error import Error
 from thrift.Thrift import TException
 
 from conf.settings import PROJECT, Settings
-from services.daemon import LOOPBACK, Daemon, daemon_environment, mark
+from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment, mark
 from services.java import jars, java_home
 from services.service import Service
 
@@ -35,7 +35,7 @@ def service(settings: Settings) -> Service:
         name="sql",
         address=f"jdbc:hive2://{LOOPBACK}:{settings.sql_port}",
         daemons=(server,),
-        prepare=lambda: (folder / "data").mkdir(parents=True, exist_ok=True),
+        prepare=lambda: _prepare(folder),
         waits_for=lambda: _waits_for(settings),
     )
 
@@ -75,7 +75,14 @@ def _command(settings: Settings, folder: Path) -> tuple[str, ...]:
     )
 
 
+def _prepare(folder: Path) -> None:
+    for inside in ("data", "tmp/local"):
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+
+
 def _waits_for(settings: Settings) -> str | None:
+    if not accepts(settings.sql_port):
+        return f"port {settings.sql_port}"
     where = f"{LOOPBACK}:{settings.sql_port}"
     try:
         connection = connect(LOOPBACK, settings.sql_port, auth_mechanism="PLAIN", timeout=60, retries=1)
