@@ -1,0 +1,115 @@
+"""A venue on this machine that speaks Binance's combined trade stream, with made-up or recorded trades.
+
+The first line on standard output is JSON with the address: {"url": "ws://127.0.0.1:PORT/stream"}. The market opens
+when the first client has subscribed. At the end, or at SIGINT or SIGTERM, clients are told goodbye, and the last line
+is JSON with the number of frames sent by stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from simulator.frames import Frame, binance_trades, recorded
+from simulator.market import ASSETS, trades
+from simulator.venue import Venue
+
+DEFAULT_ASSETS = "bitcoin,ethereum,cardano,solana,dogecoin"
+
+
+def market(assets: Sequence[str], rate: float, seed: int, limit: int | None, opened_ms: int) -> Iterator[Frame]:
+    return binance_trades(itertools.islice(trades(assets, rate, seed), limit), opened_ms)
+
+
+def recording(files: Sequence[Path], opened_ms: int) -> Iterator[Frame]:
+    """The recording keeps its own times, whenever it is played."""
+    return recorded(files)
+
+
+async def simulate(venue: Venue, port: int) -> None:
+    """Serve until the source ends or a signal comes."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with await venue.listen(port) as server:
+        print(json.dumps({"url": f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/stream"}), flush=True)
+        playing = asyncio.create_task(venue.play())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((playing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if playing.done():
+            playing.result()
+        playing.cancel()
+    print(json.dumps({"sent": venue.sent}), flush=True)
+
+
+def _assets(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ASSETS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"no asset {', '.join(unknown)}; there are {', '.join(ASSETS)}")
+    return list(dict.fromkeys(names))
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is 0 (any that is free) to 65535")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def _speed(text: str) -> float:
+    return 0.0 if float(text) == 0 else _positive(text)
+
+
+def _file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no file")
+    return Path(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m simulator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=_port, default=0, help="port on loopback (default: 0, any that is free)")
+    parser.add_argument("--assets", type=_assets, default=DEFAULT_ASSETS, help=f"default: {DEFAULT_ASSETS}")
+    parser.add_argument("--rate", type=_positive, default=50.0, help="trades a second in all (default: 50)")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same trades (default: 1)")
+    parser.add_argument("--trades", type=int, metavar="N", help="end after N trades (default: never)")
+    parser.add_argument("--replay", type=_file, nargs="+", metavar="FILE", help="recordings instead of a market")
+    parser.add_argument(
+        "--speed", type=_speed, default=1.0, help="times the original pace; 0: as fast as the client reads (default: 1)"
+    )
+    given = parser.parse_args(argv)
+    if given.replay:
+        source = partial(recording, given.replay)
+    else:
+        source = partial(market, given.assets, given.rate, given.seed, given.trades)
+
+    async def run() -> None:
+        await simulate(Venue(source, given.speed), given.port)
+
+    try:
+        asyncio.run(run())
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
