@@ -66,7 +66,10 @@ InRange = AfterValidator(_port_in_range)
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}(,[A-Za-z0-9._-]+:[0-9]{1,5})*$"), InRange]
 WebSocketUrl = Annotated[str, Field(pattern=r"^wss?://[^/\s]+(/\S*)?$"), InRange]
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$"), InRange]
-StorageUrl = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://[^\s]*[^/\s]$")]
+# Hadoop's own way of writing a local path has one slash, and Delta takes two ways of writing for two places.
+StorageUrl = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9+.-]*:/\S*[^/\s]$"), AfterValidator(lambda url: url.replace("file:///", "file:/"))
+]
 Count = Annotated[int, Field(ge=1)]
 
 

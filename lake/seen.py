@@ -1,0 +1,181 @@
+"""Which ticks the lake has already: bounded deduplication.
+
+The state is a handful of rows, however many ticks went by:
+
+- per instrument (source, symbol, trade_epoch): the intervals of trade ids seen. A repeat lies inside one; the holes
+  between them are ticks that have not come (yet).
+- per producer and Kafka partition: the highest sequence seen of ticks that have no trade id. Kafka keeps a producer's
+  order within a partition, so a repeat is not above it.
+- per source and asset: the newest minute that gold has, by which a tick is called late.
+
+It is small enough for the driver, and travels in the metadata of the very commit that appends the ticks to
+silver.ticks, so that the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+Instrument = tuple[str, str, int]
+Interval = tuple[int, int]
+
+_STATE = (
+    "STRUCT<instruments: ARRAY<STRUCT<source: STRING, symbol: STRING, trade_epoch: BIGINT, "
+    "intervals: ARRAY<STRUCT<first: BIGINT, last: BIGINT>>>>, "
+    "producers: ARRAY<STRUCT<producer: STRING, kafka_partition: INT, highest: BIGINT>>, "
+    "minutes: ARRAY<STRUCT<source: STRING, asset: STRING, newest_minute: BIGINT>>>"
+)
+
+
+def add_interval(intervals: Sequence[Interval], added: Interval) -> tuple[Interval, ...]:
+    """The sorted, disjoint, non-adjacent intervals of integers that cover `intervals` and `added`."""
+    first, last = added
+    low = bisect_left(intervals, first - 1, key=lambda interval: interval[1])
+    high = low
+    while high < len(intervals) and intervals[high][0] <= last + 1:
+        first, last = min(first, intervals[high][0]), max(last, intervals[high][1])
+        high += 1
+    return (*intervals[:low], (first, last), *intervals[high:])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What has been seen: trade id intervals, highest sequences, and newest minutes (seconds since 1970)."""
+
+    instruments: dict[Instrument, tuple[Interval, ...]] = field(default_factory=dict)
+    producers: dict[tuple[str, int], int] = field(default_factory=dict)
+    minutes: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "instruments": [[*key, [list(interval) for interval in runs]] for key, runs in self.instruments.items()],
+            "producers": [[*key, highest] for key, highest in self.producers.items()],
+            "minutes": [[*key, newest] for key, newest in self.minutes.items()],
+        }
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Seen:
+        return cls(
+            {(s, y, e): tuple((a, b) for a, b in runs) for s, y, e, runs in state["instruments"]},
+            {(p, k): highest for p, k, highest in state["producers"]},
+            {(s, a): newest for s, a, newest in state["minutes"]},
+        )
+
+    def with_rows(self, rows: Iterable[Any]) -> Seen:
+        """This state and the rows of `summary`."""
+        instruments, producers, minutes = dict(self.instruments), dict(self.producers), dict(self.minutes)
+        for row in rows:
+            if row.kind == "run":
+                key = (row.source, row.symbol, row.trade_epoch)
+                instruments[key] = add_interval(instruments.get(key, ()), (row.first, row.last))
+            elif row.kind == "sequence":
+                place = (row.producer, row.kafka_partition)
+                producers[place] = max(producers.get(place, row.last), row.last)
+            else:
+                pair = (row.source, row.asset)
+                minutes[pair] = max(minutes.get(pair, row.last), row.last)
+        return replace(self, instruments=instruments, producers=producers, minutes=minutes)
+
+    def _frame(self, spark: SparkSession, part: str) -> DataFrame:
+        # A literal, which the optimizer turns into a local relation: no job, no Python worker.
+        state = F.from_json(F.lit(json.dumps(self._named())), _STATE)
+        return spark.range(1).select(F.inline(state[part]))
+
+    def _named(self) -> dict[str, Any]:
+        return {
+            "instruments": [
+                {
+                    "source": source,
+                    "symbol": symbol,
+                    "trade_epoch": epoch,
+                    "intervals": [{"first": first, "last": last} for first, last in runs],
+                }
+                for (source, symbol, epoch), runs in self.instruments.items()
+            ],
+            "producers": [
+                {"producer": producer, "kafka_partition": partition, "highest": highest}
+                for (producer, partition), highest in self.producers.items()
+            ],
+            "minutes": [
+                {"source": source, "asset": asset, "newest_minute": newest}
+                for (source, asset), newest in self.minutes.items()
+            ],
+        }
+
+    def first_deliveries(self, ticks: DataFrame, gold_time: Column) -> DataFrame:
+        """The valid ticks that were not seen before, each once (its lowest offset), with is_late."""
+        spark = ticks.sparkSession
+        instrument = ("source", "symbol", "trade_epoch")
+        numbered = ticks.where(F.col("trade_id").isNotNull())
+        if self.instruments:
+            numbered = numbered.join(F.broadcast(self._frame(spark, "instruments")), [*instrument], "left").where(
+                ~F.coalesce(
+                    F.exists("intervals", lambda run: F.col("trade_id").between(run["first"], run["last"])),
+                    F.lit(False),
+                )
+            )
+        by_id = Window.partitionBy(*instrument).orderBy("trade_id", "kafka_partition", "kafka_offset")
+        numbered = numbered.withColumn("previous", F.lag("trade_id").over(by_id)).where(
+            F.col("previous").isNull() | (F.col("previous") != F.col("trade_id"))
+        )
+
+        sequenced = ticks.where(
+            F.col("trade_id").isNull() & F.col("producer").isNotNull() & F.col("sequence").isNotNull()
+        )
+        before = (
+            Window.partitionBy("producer", "kafka_partition")
+            .orderBy("kafka_offset")
+            .rowsBetween(Window.unboundedPreceding, -1)
+        )
+        sequenced = sequenced.withColumn("previous", F.max("sequence").over(before))
+        if self.producers:
+            sequenced = sequenced.join(
+                F.broadcast(self._frame(spark, "producers")), ["producer", "kafka_partition"], "left"
+            ).withColumn("previous", F.greatest("previous", "highest"))
+        sequenced = sequenced.where(F.col("previous").isNull() | (F.col("sequence") > F.col("previous")))
+
+        others = ticks.where(F.col("trade_id").isNull() & (F.col("producer").isNull() | F.col("sequence").isNull()))
+        columns = ticks.columns
+        new = numbered.select(columns).unionByName(sequenced.select(columns)).unionByName(others)
+        if not self.minutes:
+            return new.withColumn("is_late", F.lit(False))
+        minute = F.unix_timestamp(F.date_trunc("minute", gold_time))
+        return (
+            new.join(F.broadcast(self._frame(spark, "minutes")), ["source", "asset"], "left")
+            .withColumn("is_late", F.coalesce(minute < F.col("newest_minute"), F.lit(False)))
+            .select(*columns, "is_late")
+        )
+
+
+def summary(ticks: DataFrame, gold_time: Column) -> DataFrame:
+    """What to add to a Seen after these ticks: a row for each run of trade ids, producer and partition, and asset.
+
+    Out: kind (run, sequence, minute), source, symbol, trade_epoch, producer, kafka_partition, asset, first, last.
+    """
+    by_id = Window.partitionBy("source", "symbol", "trade_epoch").orderBy("trade_id")
+    runs = (
+        ticks.where(F.col("trade_id").isNotNull())
+        .withColumn("run", F.col("trade_id") - F.row_number().over(by_id))
+        .groupBy("source", "symbol", "trade_epoch", "run")
+        .agg(F.min("trade_id").alias("first"), F.max("trade_id").alias("last"))
+    )
+    sequences = (
+        ticks.where(F.col("trade_id").isNull() & F.col("producer").isNotNull() & F.col("sequence").isNotNull())
+        .groupBy("producer", "kafka_partition")
+        .agg(F.max("sequence").alias("last"))
+    )
+    minutes = ticks.groupBy("source", "asset").agg(
+        F.max(F.unix_timestamp(F.date_trunc("minute", gold_time))).alias("last")
+    )
+    frames = [
+        frame.withColumn("kind", F.lit(kind))
+        for kind, frame in (("run", runs.drop("run")), ("sequence", sequences), ("minute", minutes))
+    ]
+    return frames[0].unionByName(frames[1], allowMissingColumns=True).unionByName(frames[2], allowMissingColumns=True)

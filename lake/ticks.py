@@ -1,0 +1,272 @@
+"""From Kafka records to ticks: parse and judge. Spark expressions only, no Python UDF.
+
+records            key, value, topic, partition, offset, timestamp        as Kafka's source gives them
+-> judged          the record, the tick's fields, rule and reason         rule null: a valid tick
+-> valid_ticks     silver.ticks without is_late
+-> first_deliveries  without those that lake.seen has seen
+quarantined        silver.quarantine
+bronze             bronze.ticks
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from lake.tables import BRONZE_TICKS, PRICE, SILVER_QUARANTINE
+
+REQUIRED = ("timestamp", "asset", "price_usd")
+STRINGS = ("timestamp", "asset", "quote", "source", "symbol", "event_time", "quantity", "producer")
+INTEGERS = ("trade_id", "trade_epoch", "sequence")
+NAMES = ("asset", "quote", "source", "symbol", "producer")
+FIELDS = (
+    *("timestamp", "asset", "price_usd", "quote", "source", "symbol", "event_time", "quantity"),
+    *("trade_id", "trade_epoch", "producer", "sequence"),
+)
+
+_TYPED = ", ".join(f"{name} {'BIGINT' if name in INTEGERS else 'STRING'}" for name in FIELDS)
+# The form in which the suite's own ingester writes a tick. Its types need no second look, which halves the cost of a
+# record; every other form of JSON takes the way through VARIANT, which knows each field's type.
+_STRING = r'"[^"\\\x00-\x1f]*"'
+_INTEGER = r"(?:0|-?[1-9][0-9]{0,17})"
+_CANONICAL_FIELD = {
+    **dict.fromkeys(("event_time", "quantity", "producer"), rf"(?:{_STRING}|null)"),
+    "trade_id": rf"(?:{_INTEGER}|null)",
+    "trade_epoch": _INTEGER,
+    "sequence": rf"(?:{_INTEGER}|null)",
+}
+CANONICAL = r"^\{" + ",".join(f'"{name}":{_CANONICAL_FIELD.get(name, _STRING)}' for name in FIELDS) + r"\}$"
+
+_NAME = r"^[A-Za-z0-9/._-]{1,64}$"
+_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:?[0-9]{2})$"
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+_BEYOND_12_DECIMALS = r"^[^eE]*\.[0-9]{12}[0-9]*[1-9][0-9]*$"
+_WIDE = "DECIMAL(38,19)"
+_NOTIONAL = "DECIMAL(38,18)"
+_INTEGER_DIGITS = 16
+
+
+def _fields(records: DataFrame) -> DataFrame:
+    """value, topic, partition, offset, the message's fields (strings and bigints), and what is wrong with the JSON.
+
+    is_object: false where the value is not a JSON object. wrong_type: the first field of another type than the
+    contract's, or null.
+    """
+    text = F.col("value").cast("string")
+    parsed = records.select(
+        "value", "topic", "partition", "offset", text.alias("text"), text.rlike(CANONICAL).alias("ours")
+    )
+    parsed = parsed.select(
+        *("value", "topic", "partition", "offset"),
+        F.when(F.col("ours"), F.from_json("text", _TYPED)).alias("typed"),
+        # In brackets, since the parser would overlook what follows a first object.
+        F.when(
+            ~F.coalesce("ours", F.lit(False)), F.try_parse_json(F.concat(F.lit("["), F.col("text"), F.lit("]")))
+        ).alias("array"),
+    ).select(
+        *("value", "topic", "partition", "offset", "typed"),
+        F.when(
+            F.try_variant_get("array", "$[1]", "variant").isNull(), F.try_variant_get("array", "$[0]", "variant")
+        ).alias("variant"),
+    )
+    parts = {name: F.try_variant_get("variant", f"$.{name}", "variant") for name in FIELDS}
+    parsed = parsed.select(
+        *("value", "topic", "partition", "offset", "typed", "variant"),
+        *(F.schema_of_variant(part).alias(f"{name}_type") for name, part in parts.items()),
+        F.coalesce(F.schema_of_variant("variant").startswith("OBJECT<"), F.col("typed").isNotNull()).alias("is_object"),
+    )
+    values = {
+        name: F.coalesce(
+            F.col(f"typed.{name}"),
+            F.try_variant_get("variant", f"$.{name}", "bigint" if name in INTEGERS else "string"),
+        )
+        for name in FIELDS
+    }
+    allowed = {name: "^(VOID|BIGINT)$" if name in INTEGERS else "^(VOID|STRING)$" for name in FIELDS}
+    allowed["price_usd"] = r"^(VOID|STRING|BIGINT|DOUBLE|DECIMAL\(.*)$"
+    wrong = [F.when(~F.col(f"{name}_type").rlike(pattern), F.lit(name)) for name, pattern in allowed.items()]
+    return parsed.select(
+        *("value", "topic", "partition", "offset", "is_object"),
+        *(value.alias(name) for name, value in values.items()),
+        F.when(F.col("variant").isNotNull(), F.coalesce(*wrong)).alias("wrong_type"),
+    )
+
+
+def _exact(text: Column) -> tuple[Column, Column]:
+    """(number as DECIMAL(38,19) or null, whether it has more than 12 decimals)."""
+    number = F.when(text.rlike(_NUMBER), text.try_cast(_WIDE))
+    too_precise = text.rlike(_BEYOND_12_DECIMALS) | (number != F.round(number, 12))
+    return number, F.coalesce(too_precise, F.lit(False))
+
+
+def notional(price: Column, quantity: Column) -> Column:
+    """price * quantity as DECIMAL(38,18), half up; null if it is 10^20 or more.
+
+    Spark's own product of two DECIMAL(28,12) has 24 decimals and room for 10^14 only. Above that the four products of
+    whole and fractional parts are each exact, and only the smallest has decimals to round.
+    """
+    whole_price, whole_quantity = F.floor(price), F.floor(quantity)
+    parts = [
+        whole_price * whole_quantity,
+        whole_price * (quantity - whole_quantity).cast("DECIMAL(12,12)"),
+        (price - whole_price).cast("DECIMAL(12,12)") * whole_quantity,
+        (price - whole_price).cast("DECIMAL(12,12)") * (quantity - whole_quantity).cast("DECIMAL(12,12)"),
+    ]
+    total = parts[0].try_cast(_NOTIONAL)
+    for part in parts[1:]:
+        total = F.try_add(total, part.try_cast(_NOTIONAL))
+    return F.coalesce(F.try_multiply(price, quantity).try_cast(_NOTIONAL), total)
+
+
+def judged(records: DataFrame, rejects_topic: str) -> DataFrame:
+    """Each record with its tick's fields as far as they can be read, and the first rule that it breaks.
+
+    Out: value, topic, partition, offset; received_at, event_time TIMESTAMP; price_usd, quantity DECIMAL(28,12); the
+    other fields of the message; rule and reason STRING, both null for a valid tick.
+    """
+    texts = _fields(records)
+    price, price_too_precise = _exact(F.col("price_usd"))
+    quantity, quantity_too_precise = _exact(F.col("quantity"))
+    fields = texts.select(
+        "*",
+        F.when(F.col("timestamp").rlike(_TIME), F.col("timestamp").try_cast("timestamp")).alias("received_at"),
+        F.when(F.col("event_time").rlike(_TIME), F.col("event_time").try_cast("timestamp")).alias("event_at"),
+        price.alias("price"),
+        price_too_precise.alias("price_too_precise"),
+        quantity.alias("size"),
+        quantity_too_precise.alias("size_too_precise"),
+    ).select("*", notional(F.col("price").try_cast(PRICE), F.col("size").try_cast(PRICE)).alias("notional"))
+
+    def not_a_number(name: str, number: str) -> Column:
+        return ~F.col(name).rlike(_NUMBER) | F.col(name).startswith("-") | (F.col(number) < 0)
+
+    missing = F.coalesce(*(F.when(F.col(name).isNull(), F.lit(name)) for name in REQUIRED))
+    misnamed = F.coalesce(*(F.when(~F.col(name).rlike(_NAME), F.lit(name)) for name in NAMES))
+    limit = F.lit(10**_INTEGER_DIGITS).cast(_WIDE)
+    not_a_time = "is not an ISO-8601 time with a zone"
+    feeds_reason = F.get_json_object(F.col("value").cast("string"), "$.reason")
+    rules: list[tuple[str, Column, Column]] = [
+        ("reject", F.col("topic") == rejects_topic, F.coalesce(feeds_reason, F.lit("rejected by its feed"))),
+        ("json", ~F.col("is_object"), F.lit("the value is not a JSON object")),
+        ("type", F.col("wrong_type").isNotNull(), F.concat("wrong_type", F.lit(" has the wrong type"))),
+        ("missing", missing.isNotNull(), F.concat(missing, F.lit(" is missing"))),
+        ("name", misnamed.isNotNull(), F.concat(misnamed, F.lit(" is not a name of 1 to 64 of A-Z a-z 0-9 / . _ -"))),
+        ("timestamp", F.col("received_at").isNull(), _quoted("timestamp", not_a_time)),
+        (
+            "event_time",
+            F.col("event_time").isNotNull() & F.col("event_at").isNull(),
+            _quoted("event_time", not_a_time),
+        ),
+        (
+            "price",
+            not_a_number("price_usd", "price") | ((F.col("price") == 0) & ~F.col("price_too_precise")),
+            _quoted("price_usd", "is not a number above 0"),
+        ),
+        ("quantity", not_a_number("quantity", "size"), _quoted("quantity", "is not a number of at least 0")),
+        ("precision", F.col("price_too_precise"), _quoted("price_usd", "has more than 12 decimals")),
+        ("precision", F.col("size_too_precise"), _quoted("quantity", "has more than 12 decimals")),
+        (
+            "range",
+            F.col("price").isNull() | (F.col("price") >= limit),
+            _quoted("price_usd", "has more than 16 digits before the point"),
+        ),
+        (
+            "range",
+            F.col("quantity").isNotNull() & (F.col("size").isNull() | (F.col("size") >= limit)),
+            _quoted("quantity", "has more than 16 digits before the point"),
+        ),
+        (
+            "range",
+            F.col("quantity").isNotNull() & F.col("notional").isNull(),
+            F.lit("price_usd * quantity has more than 20 digits before the point"),
+        ),
+    ]
+    broken = F.coalesce(
+        *(
+            F.when(applies, F.struct(F.lit(rule).alias("rule"), reason.alias("reason")))
+            for rule, applies, reason in rules
+        )
+    )
+    return (
+        fields.select(
+            *("value", "topic", "partition", "offset", "received_at", "asset"),
+            F.col("price").try_cast(PRICE).alias("price_usd"),
+            *("quote", "source", "symbol"),
+            F.col("event_at").alias("event_time"),
+            F.col("size").try_cast(PRICE).alias("quantity"),
+            *("trade_id", "trade_epoch", "producer", "sequence"),
+            broken.alias("broken"),
+        )
+        .select("*", "broken.rule", "broken.reason")
+        .drop("broken")
+    )
+
+
+def _quoted(name: str, complaint: str) -> Column:
+    return F.concat(F.lit(f"{name} "), F.substring(F.col(name), 1, 64), F.lit(f" {complaint}"))
+
+
+def bronze(records: DataFrame, at: datetime) -> DataFrame:
+    """bronze.ticks: the records as delivered."""
+    return records.select(
+        "key",
+        "value",
+        "topic",
+        "partition",
+        "offset",
+        F.col("timestamp").alias("kafka_timestamp"),
+        F.lit(at).alias("ingested_at"),
+        F.lit(at.date()).alias("ingest_date"),
+    ).select(*BRONZE_TICKS.column_names)
+
+
+def quarantined(judged_records: DataFrame, at: datetime) -> DataFrame:
+    """silver.quarantine: the records that break a rule."""
+    return (
+        judged_records.where(F.col("rule").isNotNull())
+        .withColumn("quarantined_at", F.lit(at))
+        .select(*SILVER_QUARANTINE.column_names)
+    )
+
+
+def valid_ticks(judged_records: DataFrame, future_tolerance_seconds: float) -> DataFrame:
+    """silver.ticks without is_late, repeats included."""
+    source = F.coalesce("source", F.lit("unknown"))
+    symbol = F.coalesce("symbol", "asset")
+    epoch = F.coalesce("trade_epoch", F.lit(0).cast("bigint"))
+    event_time = F.coalesce("event_time", "received_at")
+    tolerance = F.make_dt_interval(secs=F.lit(future_tolerance_seconds).cast("DECIMAL(18,6)"))
+    return judged_records.where(F.col("rule").isNull()).select(
+        F.coalesce(
+            F.when(F.col("trade_id").isNotNull(), F.concat_ws(":", source, symbol, epoch, "trade_id")),
+            F.concat(F.col("producer"), F.lit(":"), F.col("sequence")),
+            F.concat_ws(":", "topic", "partition", "offset"),
+        ).alias("event_id"),
+        source.alias("source"),
+        symbol.alias("symbol"),
+        "asset",
+        F.coalesce("quote", F.lit("USD")).alias("quote"),
+        "price_usd",
+        "quantity",
+        "trade_id",
+        epoch.alias("trade_epoch"),
+        event_time.alias("event_time"),
+        "received_at",
+        "producer",
+        "sequence",
+        F.col("partition").alias("kafka_partition"),
+        F.col("offset").alias("kafka_offset"),
+        (event_time > F.col("received_at") + tolerance).alias("is_future"),
+        F.to_date(event_time).alias("event_date"),
+    )
+
+
+def gold_time() -> Column:
+    """The time that windows go by: the venue's, or the receipt where the venue's clock runs ahead."""
+    return F.when(F.col("is_future"), F.col("received_at")).otherwise(F.col("event_time"))
+
+
+def minute(time: Column) -> Column:
+    return F.date_trunc("minute", time)

@@ -1,0 +1,205 @@
+"""From Kafka to the lake, exactly once: bronze, silver and gold in one query.
+
+In:  Kafka topics of ticks and rejects.
+Out: bronze.ticks, silver.ticks, silver.quarantine, gold.price_1m, gold.current_price.
+
+    ./spark-submit.sh streaming/ticks.py
+    ./spark-submit.sh streaming/ticks.py --once        # what Kafka holds now, then end
+
+A micro-batch appends its records to bronze, its new valid ticks to silver, the others to quarantine, and folds its
+ticks' summaries into gold. If the job dies in between, the next one replays the batch: what is there stays, the rest
+is written. SIGTERM and SIGINT end it after the micro-batch in hand.
+
+Exit codes: 0 ended as told, 1 the query failed, 2 a wrong setting, 3 the checkpoint is not that of the lake's tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from pyspark import inheritable_thread_target
+from pyspark.errors import StreamingQueryException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.streaming.query import StreamingQuery
+
+from conf.settings import Settings, arguments, from_command_line
+from lake import prices, writer
+from lake.seen import Seen, summary
+from lake.tables import BRONZE_TICKS, GOLD_CURRENT_PRICE, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS, TABLES
+from lake.ticks import bronze, gold_time, judged, quarantined, valid_ticks
+
+logger = logging.getLogger("streaming.ticks")
+
+WRONG_CHECKPOINT = 3
+
+
+class CheckpointError(RuntimeError):
+    """The lake's tables were written from another checkpoint than the one given."""
+
+
+@dataclass
+class Lakehouse:
+    """The state between micro-batches: what silver has seen, and until which batch of which query."""
+
+    spark: SparkSession
+    settings: Settings
+    seen: Seen = field(default_factory=Seen)
+    # The batch in silver's newest commit: the only one that can be replayed after silver has it.
+    last_batch: int = -1
+    idle: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def write_batch(self, records: DataFrame, batch: int) -> None:
+        """One micro-batch of Kafka records into every table."""
+        self.idle.clear()
+        try:
+            query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
+            assert query, "a micro-batch knows its query"
+            with writer.transaction(records.sparkSession, query, batch):
+                self._write(records, query, batch)
+        finally:
+            self.idle.set()
+
+    def _write(self, records: DataFrame, query: str, batch: int) -> None:
+        began, at = time.monotonic(), datetime.now(UTC).replace(tzinfo=None)
+        settings, root = self.settings, self.settings.lake_root
+        checked = judged(records, settings.rejects_topic).persist()
+        with ThreadPoolExecutor(3) as threads:
+
+            def start(step: Callable[..., None], *args: object) -> None:
+                running.append(threads.submit(inheritable_thread_target(records.sparkSession)(step), *args))
+
+            running: list[Future[None]] = []
+            start(writer.append, bronze(records, at), BRONZE_TICKS, root, {"query": query, "batch": batch})
+            ticks = self._new_ticks(checked, batch).persist()
+            seen = self.seen.with_rows(summary(ticks, gold_time()).collect())
+            metadata = {"query": query, "batch": batch, "seen": seen.to_json()}
+            start(writer.append, quarantined(checked, at), SILVER_QUARANTINE, root)
+            if batch > self.last_batch:
+                start(writer.append, ticks, SILVER_TICKS, root, metadata)
+            start(self._write_gold, ticks, at)
+            for step in running:
+                step.result()
+        self.seen, self.last_batch = seen, batch
+        ticks.unpersist()
+        checked.unpersist()
+        logger.info("batch %d: %.2f s", batch, time.monotonic() - began)
+
+    def _new_ticks(self, checked: DataFrame, batch: int) -> DataFrame:
+        valid = valid_ticks(checked, self.settings.future_tolerance_seconds)
+        if batch > self.last_batch:
+            return self.seen.first_deliveries(valid, gold_time())
+        # Silver has this batch already: its ticks are those of its records that silver holds.
+        places = checked.select(F.col("partition").alias("kafka_partition"), F.col("offset").alias("kafka_offset"))
+        silver = checked.sparkSession.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
+        return silver.join(places, ["kafka_partition", "kafka_offset"], "left_semi")
+
+    def _write_gold(self, ticks: DataFrame, at: datetime) -> None:
+        root = self.settings.lake_root
+        ticks = prices.feeding_gold(ticks, self.settings.gold_symbols)
+        folded = prices.merged("old", "new")
+        update = {**folded, **prices.derived(folded), "updated_at": F.col("new.updated_at")}
+        writer.merge(prices.price_1m(ticks, at), GOLD_PRICE_1M, root, update)
+        newest = {name: F.col(f"new.{name}") for name in GOLD_CURRENT_PRICE.column_names}
+        newer = F.col("new.current_order") > F.col("old.current_order")
+        writer.merge(prices.current_price(ticks, at), GOLD_CURRENT_PRICE, root, newest, only_if=newer)
+
+
+def checkpoint_query(spark: SparkSession, location: str) -> str | None:
+    """The id of the query whose checkpoint is at location, or None if there is none."""
+    rows = spark.read.text(f"{location}/metadata").select(F.get_json_object("value", "$.id").alias("id")).collect()
+    return str(rows[0]["id"]) if rows else None
+
+
+def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
+    """Create the tables that are absent, and take up the state that the last micro-batch left.
+
+    Raises CheckpointError if the tables were written by the query of another checkpoint.
+    """
+    for table in TABLES:
+        writer.create_table(spark, table, settings.lake_root)
+    delivered = writer.last_commit(spark, BRONZE_TICKS, settings.lake_root)
+    last = writer.last_commit(spark, SILVER_TICKS, settings.lake_root)
+    written_by = {commit["query"] for commit in (delivered, last) if commit is not None}
+    if written_by - {checkpoint_query(spark, settings.checkpoint_location)}:
+        raise CheckpointError(
+            f"the tables in {settings.lake_root} were written from another checkpoint than "
+            f"{settings.checkpoint_location}: going on would write records twice. "
+            "Give back that checkpoint (setting checkpoint), or use another lake_root."
+        )
+    if last is None:
+        return Lakehouse(spark, settings)
+    return Lakehouse(spark, settings, Seen.from_json(last["seen"]), last["batch"])
+
+
+def start(spark: SparkSession, settings: Settings, lakehouse: Lakehouse) -> StreamingQuery:
+    """Start the query."""
+    records = (
+        spark.readStream.format("kafka")
+        .option("kafka.bootstrap.servers", settings.kafka_bootstrap_servers)
+        .option("subscribe", f"{settings.ticks_topic},{settings.rejects_topic}")
+        .option("startingOffsets", "earliest")
+        .option("failOnDataLoss", "true")
+        .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
+        .load()
+    )
+    writing = (
+        records.writeStream.queryName("ticks")
+        .foreachBatch(lakehouse.write_batch)
+        .option("checkpointLocation", settings.checkpoint_location)
+    )
+    if settings.once:
+        return writing.trigger(availableNow=True).start()
+    return writing.trigger(processingTime=f"{settings.trigger_seconds} seconds").start()
+
+
+def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> None:
+    """Wait until the query ends, or until it is told to stop and the micro-batch in hand is written."""
+    while not query.awaitTermination(1):
+        # Stopping a query while its callback runs fills the log with errors of the callback's own making.
+        if stop.is_set() and lakehouse.idle.wait(60):
+            query.stop()
+            return
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(
+        __doc__,
+        *("kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "lake_root", "checkpoint", "trigger_seconds"),
+        *("max_offsets_per_trigger", "once", "future_tolerance_seconds", "gold_symbols"),
+    )
+    settings, _ = from_command_line(parser, argv)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    spark = SparkSession.builder.appName("tickhouse ticks").getOrCreate()
+    try:
+        lakehouse = resume(spark, settings)
+        logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
+        run(start(spark, settings, lakehouse), lakehouse, stop)
+    except CheckpointError as error:
+        logger.error("%s", error)
+        return WRONG_CHECKPOINT
+    except StreamingQueryException as error:
+        logger.error("the query failed: %s", error)
+        return 1
+    finally:
+        spark.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    sys.exit(main())
