@@ -101,6 +101,9 @@ def _up(service: Service) -> None:
     processes = {daemon.name: daemon.process() for daemon in service.daemons}
     if not all(processes.values()):
         _kill_leftovers(service)
+        for daemon in service.daemons:
+            if processes[daemon.name] is None:
+                daemon.check_ports()
         service.prepare()
     for daemon in service.daemons:
         if processes[daemon.name] is None:

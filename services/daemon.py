@@ -46,10 +46,13 @@ class Daemon:
         """The running daemon, or None."""
         return marked(mark(self.folder, self.name))
 
-    def start(self) -> psutil.Process:
-        """Start the daemon in a session of its own, so that Ctrl-C here does not end it. Raises PortTaken."""
+    def check_ports(self) -> None:
+        """Raises PortTaken where somebody listens on a port of this daemon, which is not running."""
         for setting, port in self.ports.items():
             _check_free(self.name, setting, port)
+
+    def start(self) -> psutil.Process:
+        """Start the daemon in a session of its own, so that Ctrl-C here does not end it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -66,12 +69,13 @@ class Daemon:
         return psutil.Process(started.pid)
 
     def last_lines(self, count: int = 15) -> list[str]:
-        """The last lines of the daemon's log; none where there is no log."""
+        """The last lines of the daemon's log without the frames of stack traces; none where there is no log."""
         if not self.log.exists():
             return []
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - 64 * 1024))
-            return log.read().decode(errors="replace").splitlines()[-count:]
+            lines = log.read().decode(errors="replace").splitlines()
+        return [line for line in lines if not line.startswith("\tat ")][-count:]
 
 
 def mark(folder: Path, name: str) -> str:
