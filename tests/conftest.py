@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pyspark.sql import SparkSession
 
 import services
 from conf.settings import PROJECT, Settings, read_settings
+from services.java import JARS, java_home
 
 TEST_CONF = Path(__file__).parent / "test.toml"
 
@@ -42,3 +45,23 @@ def running(suite: Settings) -> Iterator[Callable[..., Settings]]:
             yield start
         finally:
             services.down(suite)
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """A local session with the suite's own Spark settings and Delta; needs no service."""
+    os.environ |= {
+        "JAVA_HOME": str(java_home()),
+        "SPARK_CONF_DIR": str(PROJECT / "conf"),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
+    session = (
+        SparkSession.builder.master("local[2]")
+        .config("spark.jars", ",".join(str(jar) for jar in sorted((JARS / "spark").glob("*.jar"))))
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.ui.enabled", "false")
+        .getOrCreate()
+    )
+    yield session
+    session.stop()

@@ -1,4 +1,4 @@
-"""Services that are really there: data outlives a restart and a kill, nothing is left behind, nobody else can connect."""
+"""The services: data outlives a restart and a kill, nothing is left behind, no other machine can connect."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ pytestmark = pytest.mark.services
 
 Running = Callable[..., Settings]
 PORTS = (
-    "kafka_port", "kafka_controller_port", "namenode_port", "namenode_http_port", "datanode_port", "datanode_http_port",
-    "datanode_ipc_port", "resourcemanager_port", "resourcemanager_http_port", "nodemanager_port", "nodemanager_http_port",
+    "kafka_port", "kafka_controller_port",
+    "namenode_port", "namenode_http_port", "datanode_port", "datanode_http_port", "datanode_ipc_port",
+    "resourcemanager_port", "resourcemanager_http_port", "nodemanager_port", "nodemanager_http_port",
     "sql_port",
 )  # fmt: skip
 
@@ -39,7 +40,7 @@ def processes(suite: Settings) -> dict[str, psutil.Process]:
 
 @contextmanager
 def sql(suite: Settings) -> Iterator[impala.dbapi.Cursor]:
-    with closing(impala.dbapi.connect("127.0.0.1", suite.sql_port, auth_mechanism="PLAIN", user="")) as connection:
+    with closing(impala.dbapi.connect("127.0.0.1", suite.sql_port, auth_mechanism="PLAIN")) as connection:
         yield connection.cursor()
 
 
