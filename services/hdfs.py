@@ -36,7 +36,7 @@ def service(settings: Settings) -> Service:
     datanode = Daemon(
         name="datanode",
         folder=folder,
-        command=java_command(folder, "datanode", jars_of="hadoop", heap="384m", main=DATANODE),
+        command=java_command(folder, "datanode", jars_of="hadoop", heap="384m", carries_data=True, main=DATANODE),
         ports={
             "datanode_port": settings.datanode_port,
             "datanode_http_port": settings.datanode_http_port,

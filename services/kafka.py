@@ -24,7 +24,13 @@ def service(settings: Settings) -> Service:
         name="broker",
         folder=folder,
         command=java_command(
-            folder, "broker", jars_of="kafka", heap="512m", main="kafka.Kafka", arguments=[str(properties)]
+            folder,
+            "broker",
+            jars_of="kafka",
+            heap="512m",
+            carries_data=True,
+            main="kafka.Kafka",
+            arguments=[str(properties)],
         ),
         ports={"kafka_port": settings.kafka_port, "kafka_controller_port": settings.kafka_controller_port},
         environment=daemon_environment(java_home()),

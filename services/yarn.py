@@ -17,7 +17,8 @@ from services.service import RELOAD4J, Service, as_hadoop_xml, write_if_changed
 
 RESOURCEMANAGER = "org.apache.hadoop.yarn.server.resourcemanager.ResourceManager"
 NODEMANAGER = "org.apache.hadoop.yarn.server.nodemanager.NodeManager"
-MEMORY_MB = 6144
+# Three small Spark applications; nothing is reserved, it only bounds what YARN hands out.
+MEMORY_MB = 8192
 
 
 def service(settings: Settings) -> Service:
