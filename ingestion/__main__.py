@@ -120,7 +120,8 @@ async def _before(stop: asyncio.Event, task: asyncio.Task[None], *, cancel: bool
 async def _progress(intake: Intake, publisher: KafkaPublisher, clock: Clock) -> None:
     """A line on what is going on, every few seconds."""
     counts = intake.counts
-    before = 0
+    loop = asyncio.get_running_loop()
+    before, since = 0, loop.time()
     for turn in itertools.count(1):
         await asyncio.sleep(PROGRESS_SECONDS)
         in_flight = publisher.in_flight
@@ -130,9 +131,9 @@ async def _progress(intake: Intake, publisher: KafkaPublisher, clock: Clock) -> 
             publisher.published,
             counts.rejected,
             in_flight,
-            (counts.ticks - before) / PROGRESS_SECONDS,
+            (counts.ticks - before) / (loop.time() - since),
         )
-        before = counts.ticks
+        before, since = counts.ticks, loop.time()
         if turn % 2 == 0:
             intake.rejects.end_period()
         step = clock.check()

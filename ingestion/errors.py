@@ -43,7 +43,7 @@ class NextStep:
 def next_step(error: Exception) -> NextStep:
     """Whether a failed connection is worth another attempt."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return NextStep(True, f"its certificate is not valid: {error.verify_message}")
+        return NextStep(True, f"its certificate is not valid: {error}")
     if isinstance(error, InvalidURI):
         return NextStep(True, str(error))
     if isinstance(error, InvalidStatus):

@@ -1,0 +1,245 @@
+"""The shell around a feed, against real WebSocket servers in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+import ingestion.connection
+from ingestion.clock import Clock
+from ingestion.connection import Connection
+from ingestion.counts import Counts
+from ingestion.errors import VenueRefused
+from ingestion.feeds import make_feed
+from ingestion.intake import Intake
+
+Handler = Callable[[ServerConnection], Awaitable[None]]
+TRADE = '{{"stream":"btcusdt@trade","data":{{"e":"trade","s":"BTCUSDT","t":{},"p":"1.50","q":"2","T":1723161601437}}}}'
+
+
+class Memory:
+    """A publisher that keeps what it takes, and takes nothing while `gate` is closed."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, bytes, bytes]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def send(self, topic: str, key: bytes, value: bytes) -> None:
+        await self.gate.wait()
+        self.taken.append((topic, key, value))
+
+    async def flush(self, seconds: float) -> int:
+        return 0
+
+    async def close(self) -> None:
+        self.gate.set()
+
+    def count(self, topic: str) -> int:
+        return sum(1 for taken, _, _ in self.taken if taken == topic)
+
+
+class Desk:
+    """A connection to one server, and what came of it."""
+
+    def __init__(self, url: str, max_frame_bytes: int = 1 << 20) -> None:
+        self.memory = Memory()
+        self.counts = Counts()
+        feed = make_feed("binance", ["bitcoin"], url)
+        self.intake = Intake(feed, self.memory, self.counts, producer="p", ticks_topic="ticks", rejects_topic="rejects")
+        self.connection = Connection(self.intake, Clock(), max_frame_bytes)
+        self.task = asyncio.create_task(self.connection.run())
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                if self.task.done():
+                    self.task.result()
+                await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        self.connection.stop()
+        async with asyncio.timeout(60):
+            await self.task
+
+
+@asynccontextmanager
+async def server(handler: Handler, status: HTTPStatus | None = None) -> AsyncIterator[str]:
+    def answer(client: ServerConnection, request: Request) -> Response | None:
+        return None if status is None else client.respond(status, "no\n")
+
+    async with serve(handler, "127.0.0.1", 0, process_request=answer, ping_interval=None) as listening:
+        yield f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream"
+
+
+def test_frames_become_numbered_messages_and_bad_ones_stop_nothing() -> None:
+    async def handler(client: ServerConnection) -> None:
+        for text in (TRADE.format(1), "not json", TRADE.format(2), '{"stream":"a@b","data":{}}', TRADE.format(3)):
+            await client.send(text)
+        await client.send(b"\x00\xff")
+        await client.wait_closed()
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url)
+            await desk.until(lambda: desk.counts.frames == 6)
+            await desk.stop()
+        ticks = [value for topic, _, value in desk.memory.taken if topic == "ticks"]
+        assert [b'"sequence":%d}' % number in tick for number, tick in enumerate(ticks, 1)] == [True] * 3
+        assert desk.memory.count("rejects") == desk.counts.rejected == 3
+        assert desk.counts.connections == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_oversized_frame_is_counted_named_and_the_connection_made_anew() -> None:
+    first = True
+
+    async def handler(client: ServerConnection) -> None:
+        nonlocal first
+        await client.send(TRADE.format(1 if first else 2))
+        if first:
+            first = False
+            await client.send("x" * 5000)
+        await client.wait_closed()
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url, max_frame_bytes=4096)
+            await desk.until(lambda: desk.counts.ticks == 2)
+            await desk.stop()
+        (reject,) = [value for topic, _, value in desk.memory.taken if topic == "rejects"]
+        assert b"a frame larger than 4096 bytes" in reject
+        assert desk.counts.connections == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_venue_that_accepts_and_closes_is_not_asked_more_than_once_a_second() -> None:
+    times: list[float] = []
+
+    async def handler(client: ServerConnection) -> None:
+        times.append(asyncio.get_running_loop().time())
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url)
+            await desk.until(lambda: len(times) == 3)
+            await desk.stop()
+
+    asyncio.run(scenario())
+    assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN])
+def test_a_refusal_ends_the_connection_within_seconds(status: HTTPStatus) -> None:
+    async def scenario() -> None:
+        async with server(lambda client: client.wait_closed(), status) as url:
+            desk = Desk(url + "?apiKey=canary")
+            with pytest.raises(VenueRefused, match=f"HTTP {status.value}") as refused:
+                async with asyncio.timeout(5):
+                    await desk.task
+            assert "canary" not in str(refused.value)
+
+    asyncio.run(scenario())
+
+
+def test_stopping_keeps_every_frame_that_the_venue_sent_before_it_heard_of_it() -> None:
+    """Promise 1: nothing received is lost."""
+    sent = 0
+
+    async def handler(client: ServerConnection) -> None:
+        nonlocal sent
+        try:
+            while True:
+                await client.send(TRADE.format(sent))
+                sent += 1
+        except ConnectionClosed:
+            pass
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url)
+            await desk.until(lambda: desk.counts.ticks > 500)
+            await desk.stop()
+        numbers = [int(value.split(b'"trade_id":')[1].split(b",")[0]) for _, _, value in desk.memory.taken]
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) == sent
+
+    asyncio.run(scenario())
+
+
+def test_stopping_ends_an_attempt_to_connect_and_a_wait_for_the_next() -> None:
+    async def scenario() -> None:
+        desk = Desk("ws://127.0.0.1:1/stream")
+        await asyncio.sleep(0)
+        await desk.stop()
+        desk = Desk("ws://127.0.0.1:1/stream")
+        await asyncio.sleep(0.3)
+        await desk.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_publisher_without_room_holds_the_venue_back_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded: what is not read stays with the venue. Being held up is not taken for silence."""
+    monkeypatch.setattr(ingestion.connection, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(ingestion.connection, "PONG_SECONDS", 0.1)
+    sent = 0
+    total = 60_000
+
+    async def handler(client: ServerConnection) -> None:
+        nonlocal sent
+        for sent in range(1, total + 1):
+            await client.send(TRADE.format(sent))
+        await client.wait_closed()
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url)
+            desk.memory.gate.clear()
+            held, before = 0, -1
+            while sent != before or sent == 0:
+                before = sent
+                await asyncio.sleep(1.0)
+                held = sent
+            assert held < total
+            desk.memory.gate.set()
+            await desk.until(lambda: desk.counts.ticks == total)
+            await desk.stop()
+        assert desk.counts.connections == 1
+        assert desk.memory.count("ticks") == total
+
+    asyncio.run(scenario())
+
+
+def test_a_venue_gone_without_a_word_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingestion.connection, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(ingestion.connection, "PONG_SECONDS", 0.2)
+    clients = 0
+    over = asyncio.Event()
+
+    async def handler(client: ServerConnection) -> None:
+        nonlocal clients
+        clients += 1
+        # No pong comes from a side that does not read.
+        client.transport.pause_reading()
+        await over.wait()
+
+    async def scenario() -> None:
+        async with serve(handler, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as listening:
+            desk = Desk(f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream")
+            await desk.until(lambda: clients == 2)
+            over.set()
+            desk.task.cancel()
+            await asyncio.wait([desk.task])
+
+    asyncio.run(scenario())
