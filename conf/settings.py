@@ -152,6 +152,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def settings_file(environment: Mapping[str, str], file: Path | None = None) -> Path:
+    """The TOML file in force: the one given, else the environment's, else conf/local.toml."""
+    return file or Path(environment.get(ENVIRONMENT_PREFIX + "CONF") or PROJECT / "conf" / "local.toml")
+
+
 def read_settings(
     flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None, file: Path | None = None
 ) -> Settings:
@@ -161,7 +166,7 @@ def read_settings(
     """
     environment = os.environ if environment is None else environment
     flags = {name: value for name, value in (flags or {}).items() if value is not None}
-    path = file or Path(environment.get(ENVIRONMENT_PREFIX + "CONF") or PROJECT / "conf" / "local.toml")
+    path = settings_file(environment, file)
     try:
         written = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

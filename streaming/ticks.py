@@ -75,7 +75,7 @@ class Lakehouse:
         began, at = time.monotonic(), datetime.now(UTC).replace(tzinfo=None)
         settings, root = self.settings, self.settings.lake_root
         checked = judged(records, settings.rejects_topic).persist()
-        with ThreadPoolExecutor(3) as threads:
+        with ThreadPoolExecutor(5) as threads:
 
             def start(step: Callable[..., None], *args: object) -> None:
                 running.append(threads.submit(inheritable_thread_target(records.sparkSession)(step), *args))
@@ -85,10 +85,13 @@ class Lakehouse:
             ticks = self._new_ticks(checked, batch).persist()
             seen = self.seen.with_rows(summary(ticks, gold_time()).collect())
             metadata = {"query": query, "batch": batch, "seen": seen.to_json()}
-            start(writer.append, quarantined(checked, at), SILVER_QUARANTINE, root)
             if batch > self.last_batch:
                 start(writer.append, ticks, SILVER_TICKS, root, metadata)
-            start(self._write_gold, ticks, at)
+            gold_ticks = prices.feeding_gold(ticks, settings.gold_symbols)
+            start(self._fold_minutes, gold_ticks, at)
+            start(self._fold_current, gold_ticks, at)
+            if not quarantined(checked, at).isEmpty():
+                start(writer.append, quarantined(checked, at), SILVER_QUARANTINE, root)
             for step in running:
                 step.result()
         self.seen, self.last_batch = seen, batch
@@ -105,15 +108,17 @@ class Lakehouse:
         silver = checked.sparkSession.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
         return silver.join(places, ["kafka_partition", "kafka_offset"], "left_semi")
 
-    def _write_gold(self, ticks: DataFrame, at: datetime) -> None:
-        root = self.settings.lake_root
-        ticks = prices.feeding_gold(ticks, self.settings.gold_symbols)
+    def _fold_minutes(self, ticks: DataFrame, at: datetime) -> None:
         folded = prices.merged("old", "new")
         update = {**folded, **prices.derived(folded), "updated_at": F.col("new.updated_at")}
-        writer.merge(prices.price_1m(ticks, at), GOLD_PRICE_1M, root, update)
+        writer.merge(prices.price_1m(ticks, at), GOLD_PRICE_1M, self.settings.lake_root, update)
+
+    def _fold_current(self, ticks: DataFrame, at: datetime) -> None:
         newest = {name: F.col(f"new.{name}") for name in GOLD_CURRENT_PRICE.column_names}
         newer = F.col("new.current_order") > F.col("old.current_order")
-        writer.merge(prices.current_price(ticks, at), GOLD_CURRENT_PRICE, root, newest, only_if=newer)
+        writer.merge(
+            prices.current_price(ticks, at), GOLD_CURRENT_PRICE, self.settings.lake_root, newest, only_if=newer
+        )
 
 
 def checkpoint_query(spark: SparkSession, location: str) -> str | None:
