@@ -12,13 +12,12 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
 
 NAME = re.compile(r"[A-Za-z0-9/._-]{1,64}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)")
@@ -126,15 +125,18 @@ class CurrentPrice:
     event_id: str
 
 
+Row = Record | Tick | Quarantined | Minute | CurrentPrice
+
+
 @dataclass
 class Lake:
     """The expected tables, each by its key."""
 
-    bronze: dict[tuple[str, int, int], Record] = field(default_factory=dict)
-    silver: dict[str, Tick] = field(default_factory=dict)
-    quarantine: dict[tuple[str, int, int], Quarantined] = field(default_factory=dict)
-    price_1m: dict[tuple[str, str, datetime], Minute] = field(default_factory=dict)
-    current_price: dict[str, CurrentPrice] = field(default_factory=dict)
+    bronze: dict[Hashable, Record] = field(default_factory=dict)
+    silver: dict[Hashable, Tick] = field(default_factory=dict)
+    quarantine: dict[Hashable, Quarantined] = field(default_factory=dict)
+    price_1m: dict[Hashable, Minute] = field(default_factory=dict)
+    current_price: dict[Hashable, CurrentPrice] = field(default_factory=dict)
 
 
 class NotATick(ValueError):
@@ -338,12 +340,9 @@ def traded(tick: Tick) -> RecordedTrade:
     )
 
 
-Row = Tick | Quarantined | Minute | CurrentPrice
-Expected = TypeVar("Expected", bound=Row)
-Key = TypeVar("Key", bound=Hashable)
-
-
-def differences(expected: dict[Key, Expected], found: dict[Key, dict[str, object]], *, limit: int = 5) -> list[str]:
+def differences(
+    expected: Mapping[Hashable, Row], found: Mapping[Hashable, Mapping[str, object]], *, limit: int = 5
+) -> list[str]:
     """Where the found rows are not the expected ones, in words; doubles may differ by 1e-9, nothing else may."""
     told = [f"missing: {key}" for key in expected.keys() - found.keys()]
     told += [f"not expected: {key}" for key in found.keys() - expected.keys()]

@@ -67,7 +67,7 @@ def test_a_time_too_far_ahead_of_its_receipt_counts_in_the_minute_of_the_receipt
     (tick,) = lake.silver.values()
     assert tick.is_future
     assert tick.event_date == date(2024, 8, 10)
-    assert [key[2] for key in lake.price_1m] == [datetime(2024, 8, 9, 10, tzinfo=UTC)]
+    assert [row.window_start for row in lake.price_1m.values()] == [datetime(2024, 8, 9, 10, tzinfo=UTC)]
     assert not next(iter(lake_of([record(0, future)], future_tolerance=timedelta(days=1)).silver.values())).is_future
 
 
