@@ -54,12 +54,15 @@ async def ingest(settings: Settings, feed: Feed) -> int:
     connection = Connection(intake, clock, settings.max_frame_bytes)
     stop = _stop_on_signal()
     progress = asyncio.create_task(_progress(intake, publisher, clock))
+    loop = asyncio.get_running_loop()
+    deadline = loop.time()
     exit_code = 0
     try:
         if await _before(stop, asyncio.create_task(publisher.start())):
             running = asyncio.create_task(connection.run())
             await _before(stop, running, cancel=False)
             connection.stop()
+            deadline = loop.time() + settings.stop_seconds
             await asyncio.wait((running,), timeout=settings.stop_seconds)
             # Still running only if Kafka takes no more: what is in hand is counted as undelivered.
             running.cancel()
@@ -67,8 +70,9 @@ async def ingest(settings: Settings, feed: Feed) -> int:
     except IngestionError as error:
         log.error("%s", error)
         exit_code = REFUSED if isinstance(error, VenueRefused) else UNDELIVERED
+        deadline = loop.time() + settings.stop_seconds
     progress.cancel()
-    await publisher.flush(settings.stop_seconds)
+    await publisher.flush(deadline - loop.time())
     await publisher.close()
     undelivered = counts.ticks + counts.rejected - publisher.published
     intake.rejects.end_period()

@@ -23,6 +23,8 @@ SILENCE_SECONDS = 20.0
 PONG_SECONDS = 10.0
 # A connection that lasted so long was a good one: the next delay starts from the shortest again.
 GOOD_SECONDS = 30.0
+# What a venue sent before it answered our goodbye is still read, for so long.
+GOODBYE_SECONDS = 5.0
 # Frames that wait for us before TCP pushes back on the venue.
 FRAMES_WAITING = 256
 
@@ -90,6 +92,7 @@ class Connection:
             compression=None,
             # `_watch` instead: while Kafka holds us up no pong is read, and the connection is good all the same.
             ping_interval=None,
+            close_timeout=GOODBYE_SECONDS,
         ) as socket:
             self._socket = socket
             self._intake.counts.connections += 1

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from kafka import KafkaAdminClient, KafkaProducer
@@ -43,6 +44,14 @@ class Publisher(Protocol):
         """Let go of Kafka."""
 
 
+class _Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no types
+    """Closes without complaint about what it could not deliver, which is counted here; also when Python ends."""
+
+    def close(self, timeout: float | None = None, null_logger: bool = False) -> None:
+        with suppress(KafkaTimeoutError):
+            super().close(timeout, null_logger)
+
+
 class KafkaPublisher:
     """Messages to Kafka, each acknowledged by all replicas, repeated by the broker's own count never (idempotent)."""
 
@@ -55,7 +64,7 @@ class KafkaPublisher:
             "retention.bytes": str(settings.kafka_retention_bytes),
         }
         self._limit = settings.max_in_flight
-        self._producer: KafkaProducer | None = None
+        self._producer: _Producer | None = None
         self._partition_counts: dict[str, int] = {}
         self._partition_of: dict[tuple[str, bytes], int] = {}
         # In the order of sending. Looking at the oldest costs less than a callback for each, and what it tells is
@@ -84,7 +93,7 @@ class KafkaPublisher:
                     log.warning("Kafka at %s does not answer (%s); trying until it does", self._servers, error)
             await asyncio.sleep(1.0)
 
-    def _connect(self) -> KafkaProducer:
+    def _connect(self) -> _Producer:
         servers = self._servers.split(",")
         admin = KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=3_000)
         try:
@@ -98,7 +107,7 @@ class KafkaPublisher:
                     pass
         finally:
             admin.close()
-        producer = KafkaProducer(
+        producer = _Producer(
             bootstrap_servers=servers,
             bootstrap_timeout_ms=3_000,
             enable_idempotence=True,
@@ -173,6 +182,7 @@ class KafkaPublisher:
 
     async def flush(self, seconds: float) -> int:
         until = time.monotonic() + seconds
+        self._settle()
         while self._unacknowledged and time.monotonic() < until:
             await asyncio.sleep(0.005)
             self._settle()
