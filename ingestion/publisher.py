@@ -118,6 +118,8 @@ class KafkaPublisher:
             linger_ms=5,
             batch_size=256 * 1024,
             allow_auto_create_topics=False,
+            # After an hour without Kafka, notice within seconds that it is back.
+            reconnect_backoff_max_ms=2_000,
         )
         try:
             self._partition_counts = {topic: len(producer.partitions_for(topic)) for topic in self._topics}
