@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pyspark import inheritable_thread_target
-from pyspark.errors import StreamingQueryException
+from pyspark.errors import AnalysisException, StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
@@ -123,7 +123,12 @@ class Lakehouse:
 
 def checkpoint_query(spark: SparkSession, location: str) -> str | None:
     """The id of the query whose checkpoint is at location, or None if there is none."""
-    rows = spark.read.text(f"{location}/metadata").select(F.get_json_object("value", "$.id").alias("id")).collect()
+    try:
+        rows = spark.read.text(f"{location}/metadata").select(F.get_json_object("value", "$.id").alias("id")).collect()
+    except AnalysisException as error:
+        if error.getCondition() != "PATH_NOT_FOUND":
+            raise
+        return None
     return str(rows[0]["id"]) if rows else None
 
 
