@@ -1,0 +1,514 @@
+"""The whole way on real services: recorded frames, through simulator, ingestion, Kafka and streaming, to SQL.
+
+Each table is compared with the oracle, every column exact, in two lakes: one written by a driver on this machine that
+was killed with -9 in the middle of a micro-batch, one written on YARN in cluster mode. What else reads a lake (SQL, the
+quality check, the notebook) is tried on the first.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import hdfs
+import nbclient
+import nbformat
+import psutil
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from conf.settings import PROJECT, Settings
+from lake import writer
+from lake.reader import query, read
+from lake.register import sql_connection
+from lake.tables import (
+    BRONZE_TICKS,
+    GOLD_CURRENT_PRICE,
+    GOLD_PRICE_1M,
+    SILVER_QUARANTINE,
+    SILVER_TICKS,
+    TABLES,
+    Table,
+)
+from services.control import daemons
+from tests.conftest import TEST_CONF
+from tests.listening import beyond_loopback, family, listeners
+from tests.oracle import Lake, Record, RecordedTrade, Row, differences, lake_of, tick_of, traded, trades_in
+
+pytestmark = pytest.mark.services
+
+TICKS, REJECTS = "end-to-end.ticks", "end-to-end.rejects"
+RECORDINGS = Path(os.environ.get("TICKHOUSE_RECORDINGS", PROJECT.parent / "shared" / "recordings"))
+RECORDED = ("binance-btcusdt-20240809.gz", "binance-ethusdt-20240809.gz")
+RECORDED_TRADES, SIMULATED = 18_556, 18_000
+# Where gold takes one of the two symbols that the test sends for an asset.
+GOLD_SYMBOLS = {"desk:silver": "XAG"}
+# Seconds after which something that should happen is taken not to.
+PATIENCE = 300.0
+COMPARED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
+Running = Callable[..., Settings]
+
+
+@dataclass
+class Job:
+    """A job that ended: how, what it printed, and who listened where while it ran."""
+
+    exit_code: int
+    output: str
+    listening: dict[tuple[str, int], str] = field(default_factory=dict)
+
+
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} after {PATIENCE:.0f} s"
+        time.sleep(0.1)
+
+
+def run_job(
+    suite: Settings,
+    *command: str,
+    log: Path,
+    meanwhile: Callable[[psutil.Process], None] | None = None,
+) -> Job:
+    """Run ./spark-submit.sh with these arguments to its end, and note who listens; call `meanwhile` until then."""
+    job = Job(0, "")
+    services = [process for daemon in daemons(suite) if (process := daemon.process())]
+    with log.open("wb") as output:
+        submitted = psutil.Popen(["./spark-submit.sh", *command], cwd=PROJECT, stdout=output, stderr=output)
+        deadline = time.monotonic() + PATIENCE
+        seen = 0.0
+        while submitted.poll() is None:
+            assert time.monotonic() < deadline, f"{command} still runs:\n{log.read_text()[-5000:]}"
+            if meanwhile:
+                meanwhile(submitted)
+            if time.monotonic() - seen > 1:
+                job.listening |= listeners(family([submitted, *services]))
+                seen = time.monotonic()
+            time.sleep(0.05)
+    job.exit_code, job.output = submitted.wait(), log.read_text(errors="replace")
+    return job
+
+
+def streaming(root: str, *, on: str = "local") -> list[str]:
+    """The main job over the test's topics, to its end, in micro-batches small enough that there are several."""
+    return [
+        *("--on", on, "streaming/ticks.py", "--conf", str(TEST_CONF), "--lake-root", root),
+        *("--once", "--max-offsets-per-trigger", "3000"),
+        *("--ticks-topic", TICKS, "--rejects-topic", REJECTS),
+        *("--gold-symbols", ",".join(f"{pair}={symbol}" for pair, symbol in GOLD_SYMBOLS.items())),
+    ]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The real recordings of two symbols; where there are none, one in their form of the simulator's own market."""
+    real = [RECORDINGS / name for name in RECORDED]
+    if all(file.exists() for file in real):
+        return real
+    from simulator.frames import binance_trades
+    from simulator.market import trades
+
+    opened_ms = 1_723_161_590_000
+    file = tmp_path_factory.mktemp("recordings") / "simulated.gz"
+    with gzip.open(file, "wt", encoding="utf-8") as lines:
+        market = binance_trades(trades(["bitcoin", "ethereum"], rate=60.0, seed=7), opened_ms)
+        for frame in itertools.islice(market, SIMULATED):
+            lines.write(f"{opened_ms * 1_000_000 + frame.at_ns} {frame.text}\n")
+    return [file]
+
+
+@pytest.fixture(scope="module")
+def recorded(recordings: list[Path]) -> list[RecordedTrade]:
+    return [trade for file in recordings for trade in trades_in(file)]
+
+
+@pytest.fixture(scope="module")
+def ingested(running: Running, recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """What Kafka holds after ingestion has listened to a venue that replays the recordings."""
+    suite = running("kafka", "hdfs")
+    replay = [sys.executable, "-m", "simulator", "--speed", "0", "--replay", *map(str, recordings)]
+    log = tmp_path_factory.mktemp("ingestion") / "log"
+    with subprocess.Popen(replay, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as venue, log.open("w") as errors:
+        assert venue.stdout is not None
+        url = json.loads(venue.stdout.readline())["url"]
+        with subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ingestion", "--conf", str(TEST_CONF), "--feed", "binance", "--url", url),
+                *("--assets", "bitcoin,ethereum", "--ticks-topic", TICKS, "--rejects-topic", REJECTS),
+            ],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as ingestion:
+            venue.communicate(timeout=PATIENCE)
+            ingestion.send_signal(signal.SIGTERM)
+            told, _ = ingestion.communicate(timeout=PATIENCE)
+    assert ingestion.returncode == 0, log.read_text()
+    counts = json.loads(told.splitlines()[-1])
+    assert (counts["rejected"], counts["undelivered"]) == (0, 0)
+    records = consume(suite)
+    assert counts["published"] == len(records)
+    return records
+
+
+def consume(suite: Settings) -> list[Record]:
+    """Everything on the test's topics, in order of delivery within each partition."""
+    with closing(KafkaConsumer(bootstrap_servers=suite.kafka_bootstrap_servers)) as consumer:
+        topics = {topic: consumer.partitions_for_topic(topic) for topic in (TICKS, REJECTS)}
+        partitions = [TopicPartition(topic, number) for topic, numbers in topics.items() for number in numbers]
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        ends = consumer.end_offsets(partitions)
+        records: list[Record] = []
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            for batch in consumer.poll(timeout_ms=1000).values():
+                records += [
+                    Record(
+                        record.topic,
+                        record.partition,
+                        record.offset,
+                        record.key,
+                        record.value,
+                        datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=record.timestamp),
+                    )
+                    for record in batch
+                ]
+    return records
+
+
+GOOD: dict[str, object] = {
+    "timestamp": "2024-08-09T00:10:00.000001Z",
+    "asset": "gold",
+    "price_usd": "2426.5",
+    "quote": "USD",
+    "source": "desk",
+    "symbol": "XAU",
+    "event_time": "2024-08-09T00:09:59.5Z",
+    "quantity": "0.25",
+    "trade_id": None,
+    "trade_epoch": 0,
+    "producer": None,
+    "sequence": None,
+}
+ODD_BUT_VALID: list[dict[str, object]] = [
+    # Known by producer and sequence; by its place in Kafka; by a venue's number in its second count.
+    *({**GOOD, "producer": "desk-1", "sequence": number, "price_usd": f"24{number}.5"} for number in (1, 2, 3, 2, 5)),
+    {key: GOOD[key] for key in ("timestamp", "asset", "price_usd")},
+    {key: GOOD[key] for key in ("timestamp", "asset", "price_usd")},
+    *({**GOOD, "trade_id": 7, "trade_epoch": epoch, "price_usd": f"{epoch + 1}"} for epoch in (1, 0)),
+    # Numbers as JSON numbers, to the last digit; unknown fields; another zone.
+    {**GOOD, "price_usd": 2426},
+    {**GOOD, "price_usd": 2426.25, "mood": {"of": ["the", "market"]}},
+    {**GOOD, "timestamp": "2024-08-09T02:10:00+02:00", "event_time": None, "quantity": None},
+    {**GOOD, "quantity": "0"},
+    # A venue's clock an hour ahead; one just inside what is believed.
+    {**GOOD, "event_time": "2024-08-09T01:10:00Z"},
+    {**GOOD, "event_time": "2024-08-09T00:10:05.000001Z"},
+    # The smallest and the largest price, alone and in one minute.
+    *({**GOOD, "asset": "tiny", "price_usd": "0.000000000001", "quantity": size} for size in ("0.000000000001", "1")),
+    {**GOOD, "asset": "tiny", "price_usd": "0.000000000002", "quantity": "3.5"},
+    {**GOOD, "asset": "huge", "price_usd": "9999999999999999.999999999999", "quantity": "0.5"},
+    {**GOOD, "asset": "huge", "price_usd": "9999999999999999.999999999998", "quantity": "1.000000000001"},
+    {**GOOD, "asset": "wide", "price_usd": "0.000000000001", "quantity": "3"},
+    {**GOOD, "asset": "wide", "price_usd": "9999999999999999.999999999999", "quantity": "7"},
+    {**GOOD, "asset": "wide", "price_usd": "1.5000000000000000", "quantity": "0.1"},
+    # Only XAG feeds gold.
+    *({**GOOD, "asset": "silver", "symbol": symbol} for symbol in ("XAG", "SI")),
+]
+BAD: list[bytes | None] = [
+    *(None, b"", b"{", b"[]", b"7", b"null", b"\xff\xfe", b"not JSON"),
+    json.dumps(GOOD).encode() + b" and more",
+    b"[" + json.dumps(GOOD).encode() + b"]",
+    *(
+        json.dumps({**GOOD, **change}).encode()
+        for change in (
+            {"price_usd": True},
+            {"price_usd": {"value": "1"}},
+            {"trade_id": "12"},
+            {"trade_id": 1.5},
+            {"trade_epoch": "0"},
+            {"sequence": 2**63},
+            {"asset": 5},
+            {"event_time": 1723161600},
+            {"quantity": 1},
+            {"price_usd": None},
+            {"timestamp": None},
+            {"asset": None},
+            {"asset": "bit coin"},
+            {"symbol": ""},
+            {"source": "x" * 65},
+            {"producer": "ä"},
+            {"timestamp": "2024-08-09T00:10:00"},
+            {"timestamp": "2024-13-09T00:10:00Z"},
+            {"timestamp": "yesterday"},
+            {"event_time": "noon"},
+            {"event_time": "2024-08-09T25:00:00Z"},
+            {"price_usd": "0"},
+            {"price_usd": "-1"},
+            {"price_usd": "NaN"},
+            {"price_usd": "Infinity"},
+            {"price_usd": "1,5"},
+            {"price_usd": ""},
+            {"price_usd": "1.0000000000001"},
+            {"quantity": "0.0000000000001"},
+            {"price_usd": "1" + 30 * "0"},
+            {"price_usd": 10**30},
+            {"quantity": "1" + 16 * "0"},
+            {"price_usd": "1" + 15 * "0", "quantity": "100000"},
+            {"quantity": "-1"},
+            {"quantity": "many"},
+        )
+    ),
+]
+
+
+def troubles(ingested: Sequence[Record]) -> Iterator[tuple[str, bytes, bytes | None]]:
+    """(topic, key, value) of everything that a feed's good hour does not have."""
+    chance = random.Random(3)
+    for record in chance.sample(ingested, len(ingested) // 10):
+        assert record.key is not None
+        yield TICKS, record.key, record.value
+    btc = next(json.loads(record.value or b"") for record in ingested if record.key == b"binance:BTCUSDT")
+    for number in range(200):
+        # Half of them an hour late, in minutes of their own; half inside minutes that are long in gold.
+        event_time = datetime.fromisoformat(btc["event_time"]) + timedelta(
+            hours=number % 2 - 1, milliseconds=chance.randrange(299_000)
+        )
+        late = {
+            **btc,
+            "trade_id": 1000 + number,
+            "price_usd": str(50_000 + number * 100),
+            "event_time": event_time.isoformat(timespec="microseconds"),
+            "sequence": 10**6 + number,
+        }
+        yield TICKS, b"binance:BTCUSDT", json.dumps(late).encode()
+    for tick in ODD_BUT_VALID:
+        yield TICKS, b"desk:any", json.dumps(tick).encode()
+    yield TICKS, b"desk:any", json.dumps(GOOD).replace('"2426.5"', "61685.990000000001").encode()
+    yield TICKS, b"desk:any", json.dumps(GOOD).replace('"2426.5"', "2.5e-7").encode()
+    for number, value in enumerate(BAD):
+        yield TICKS, str(number).encode(), value
+    for raw in ("{", '{"stream":"btcusdt@trade","data":{"p":"NaN"}}'):
+        yield REJECTS, b"binance", json.dumps({"source": "binance", "reason": "no price", "raw": raw}).encode()
+
+
+@pytest.fixture(scope="module")
+def expected(suite: Settings, ingested: list[Record]) -> Lake:
+    """What the tables must hold once ingestion's records and all the troubles are in Kafka."""
+    with closing(KafkaProducer(bootstrap_servers=suite.kafka_bootstrap_servers, acks="all")) as producer:
+        for sent in [producer.send(topic, value, key) for topic, key, value in troubles(ingested)]:
+            sent.get(timeout=30)
+    return lake_of(consume(suite), ticks_topic=TICKS, gold_symbols=GOLD_SYMBOLS)
+
+
+class Torn:
+    """Kills a driver with -9 when silver has a micro-batch that gold has not.
+
+    The driver is stopped before each look, so that what is seen is what is left behind.
+    """
+
+    def __init__(self, suite: Settings, root: str) -> None:
+        self.files = hdfs.InsecureClient(suite.webhdfs_url, user="root")
+        folder = root.partition(f":{suite.namenode_port}")[2]
+        self.logs = [f"{table}/_delta_log" for table in (SILVER_TICKS.path(folder), GOLD_PRICE_1M.path(folder))]
+        self.killed = False
+
+    def commits(self) -> tuple[int, int]:
+        silver, gold = (sum(name.endswith(".json") for name in self.files.list(log)) for log in self.logs)
+        return silver, gold
+
+    def torn(self) -> bool:
+        """Between the third and the last micro-batch; each table has one commit of its creation."""
+        if any(self.files.status(log, strict=False) is None for log in self.logs):
+            return False
+        silver, gold = self.commits()
+        return silver > 3 and silver > gold
+
+    def __call__(self, submitted: psutil.Process) -> None:
+        if self.killed or not self.torn():
+            return
+        drivers = family([submitted])
+        for process in drivers:
+            process.suspend()
+        # What the NameNode was already told takes effect.
+        time.sleep(0.2)
+        self.killed = self.torn()
+        for process in drivers:
+            process.kill() if self.killed else process.resume()
+
+
+@dataclass
+class Written:
+    """A lake, and what was seen while it was written."""
+
+    root: str
+    jobs: list[Job]
+
+
+@pytest.fixture(scope="module")
+def local_lake(suite: Settings, expected: Lake, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Written by a driver on this machine, killed in the middle of a micro-batch and started again."""
+    root, logs = f"{suite.lake_root}/end-to-end", tmp_path_factory.mktemp("local")
+    torn = Torn(suite, root)
+    killed = run_job(suite, *streaming(root), log=logs / "killed", meanwhile=torn)
+    assert torn.killed, f"ended before it could be killed, exit code {killed.exit_code}:\n{killed.output[-5000:]}"
+    silver, gold = torn.commits()
+    assert silver > gold
+    finished = run_job(suite, *streaming(root), log=logs / "finished")
+    assert finished.exit_code == 0, finished.output[-5000:]
+    return Written(root, [killed, finished])
+
+
+@pytest.fixture(scope="module")
+def yarn_lake(running: Running, expected: Lake, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Written on YARN in cluster mode, where a node has nothing of ours but what was shipped."""
+    suite = running("kafka", "hdfs", "yarn")
+    root = f"{suite.lake_root}/end-to-end-on-yarn"
+    log = tmp_path_factory.mktemp("yarn") / "log"
+    job = run_job(suite, *streaming(root, on="yarn-cluster"), log=log)
+    assert job.exit_code == 0, job.output[-5000:]
+    return Written(root, [job])
+
+
+def rows_of(root: str, table: Table) -> dict[Hashable, dict[str, object]]:
+    """The table's rows by their key; two rows of one key fail."""
+    rows = read(root, table).to_pylist()
+    keyed: dict[Hashable, dict[str, object]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in table.key)
+        keyed[key if len(key) > 1 else key[0]] = row
+    assert len(rows) == len(keyed), f"{table.qualified_name} has keys twice"
+    return keyed
+
+
+def test_kafka_has_every_recorded_trade_once_in_order(ingested: list[Record], recorded: list[RecordedTrade]) -> None:
+    """Promise 1, as far as Kafka: each trade of the recordings, with its digits and its time, and none else."""
+    assert len(recorded) in (RECORDED_TRADES, SIMULATED)
+    ticks = [tick_of(record, timedelta(seconds=5)) for record in sorted(ingested, key=lambda record: record.place)]
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        found = [traded(tick) for tick in ticks if tick.symbol == symbol]
+        assert found == [trade for trade in recorded if trade.symbol == symbol]
+    assert sorted(tick.sequence or 0 for tick in ticks) == list(range(1, len(recorded) + 1))
+    assert len({tick.producer for tick in ticks}) == 1
+
+
+@pytest.mark.parametrize("table", COMPARED, ids=lambda table: table.qualified_name)
+@pytest.mark.parametrize("lake", ["local_lake", "yarn_lake"])
+def test_a_table_holds_what_the_oracle_says(
+    request: pytest.FixtureRequest, expected: Lake, lake: str, table: Table
+) -> None:
+    """Promises 1, 2 and 5: repeats, late ticks, bad records and a kill -9 included."""
+    written: Written = request.getfixturevalue(lake)
+    tables: dict[str, Mapping[Hashable, Row]] = {
+        "bronze.ticks": expected.bronze,
+        "silver.ticks": expected.silver,
+        "silver.quarantine": expected.quarantine,
+        "gold.price_1m": expected.price_1m,
+        "gold.current_price": expected.current_price,
+    }
+    assert differences(tables[table.qualified_name], rows_of(written.root, table)) == []
+
+
+def test_silver_has_every_recorded_trade(local_lake: Written, recorded: list[RecordedTrade]) -> None:
+    columns = ", ".join(RecordedTrade.__dataclass_fields__)
+    first, last = min(trade.trade_id for trade in recorded), max(trade.trade_id for trade in recorded)
+    rows = query(local_lake.root, f"SELECT {columns} FROM silver.ticks WHERE trade_id BETWEEN {first} AND {last}")
+    assert {RecordedTrade(**row) for row in rows.to_pylist()} == set(recorded)
+    assert len(rows) == len(recorded)
+
+
+def test_every_quarantined_record_has_its_reason(local_lake: Written) -> None:
+    """Promise 5."""
+    reasons = query(local_lake.root, "SELECT rule, reason FROM silver.quarantine").to_pylist()
+    assert [row for row in reasons if not row["reason"]] == []
+    assert "no price" in {row["reason"] for row in reasons if row["rule"] == "reject"}
+
+
+@pytest.mark.parametrize("lake", ["local_lake", "yarn_lake"])
+def test_nothing_listens_beyond_this_machine(request: pytest.FixtureRequest, lake: str) -> None:
+    """Services, drivers, executors and their web pages."""
+    written: Written = request.getfixturevalue(lake)
+    for job in written.jobs:
+        assert any("ticks.py" in command for command in job.listening.values()), "the driver was seen"
+        assert beyond_loopback(job.listening) == {}
+
+
+def test_tables_are_registered_for_sql_once_and_answer(running: Running, local_lake: Written, expected: Lake) -> None:
+    suite = running("kafka", "hdfs", "sql")
+
+    def register(root: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["scripts/register-tables", "--conf", str(TEST_CONF), "--lake-root", root],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    for _ in range(2):
+        registered = register(local_lake.root)
+        assert registered.returncode == 0, registered.stderr
+        assert registered.stdout.startswith(f"{len(TABLES)} tables")
+    with closing(sql_connection(suite)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM gold.price_1m")
+        assert cursor.fetchall() == [(len(expected.price_1m),)]
+        cursor.execute("SELECT CAST(price_usd AS STRING) FROM gold.current_price WHERE asset = 'tiny'")
+        assert cursor.fetchall() == [(f"{expected.current_price['tiny'].price_usd:f}",)]
+        # A lake of another root is refused, and nothing is changed.
+        refused = register(f"{suite.lake_root}/another")
+        assert refused.returncode == 2
+        assert "a metastore serves one lake" in refused.stderr
+        cursor.execute("SELECT count(*) FROM gold.price_1m")
+        assert cursor.fetchall() == [(len(expected.price_1m),)]
+
+
+def test_the_quality_check_passes_and_fails_on_a_planted_row(
+    suite: Settings, local_lake: Written, spark: SparkSession, tmp_path: Path
+) -> None:
+    def check(root: str) -> Job:
+        job = ("batch/check_quality.py", "--conf", str(TEST_CONF), "--date", "2024-08-09", "--lake-root", root)
+        return run_job(suite, *job, log=tmp_path / "log")
+
+    passed = check(local_lake.root)
+    assert passed.exit_code == 0, passed.output[-5000:]
+
+    damaged = f"{suite.lake_root}/end-to-end-damaged"
+    for table in (SILVER_TICKS, GOLD_PRICE_1M):
+        rows = spark.read.format("delta").load(table.path(local_lake.root))
+        writer.create_table(spark, table, damaged)
+        writer.append(rows, table, damaged)
+    minute = rows.where("window_date = '2024-08-09' AND asset = 'bitcoin'").limit(1)
+    too_high = (F.col("high") + 1).cast("DECIMAL(28,12)")
+    writer.append(minute.withColumns({"asset": F.lit("planted"), "average": too_high}), GOLD_PRICE_1M, damaged)
+    failed = check(damaged)
+    assert failed.exit_code == 1, failed.output[-5000:]
+    assert "ERROR   gold.price_1m" in failed.output
+    wrong = query(damaged, "SELECT column_name, unexpected_count AS n FROM quality.results WHERE NOT success")
+    assert wrong.to_pylist() == [{"column_name": "high,average", "n": 1}]
+
+
+def test_the_notebook_runs_on_the_lake(local_lake: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TICKHOUSE_LAKE_ROOT", local_lake.root)
+    notebook = nbformat.read(PROJECT / "notebooks" / "trends.ipynb", as_version=4)
+    assert [cell for cell in notebook.cells if cell.get("outputs")] == [], "outputs are not kept"
+    place = {"metadata": {"path": str(PROJECT / "notebooks")}}
+    ran = nbclient.NotebookClient(notebook, timeout=int(PATIENCE), resources=place).execute()
+    outputs = [output for cell in ran.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "the notebook draws"
