@@ -1,0 +1,99 @@
+"""Summaries: promise 3, gold is what all ticks together give, however they were cut."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal, localcontext
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lake import prices
+from lake.ticks import notional
+from tests.oracle import Row, Tick, differences, minutes_of
+
+START = datetime(2024, 8, 9, tzinfo=UTC)
+
+
+def tick(number: int, chance: random.Random) -> Tick:
+    """One of few instants, so that order within an instant matters; prices near 60,000, where doubles lose digits."""
+    event_time = START + timedelta(seconds=chance.choice([0, 1, 1, 1, 59.999999, 60, 61]))
+    received_at = event_time + timedelta(seconds=chance.choice([-1.25, 0.5]))
+    is_future = chance.random() < 0.1
+    return Tick(
+        event_id=f"s:y:0:{number}",
+        source="s",
+        symbol="y",
+        asset=chance.choice(["a", "b"]),
+        quote="USD",
+        price_usd=Decimal(chance.randrange(5_999_900, 6_000_100)).scaleb(-2).quantize(Decimal("1e-12")),
+        quantity=None
+        if chance.random() < 0.2
+        else Decimal(chance.randrange(10**9)).scaleb(-8).quantize(Decimal("1e-12")),
+        trade_id=number if chance.random() < 0.8 else None,
+        trade_epoch=chance.choice([0, 0, 1]),
+        event_time=event_time,
+        received_at=received_at,
+        producer="p",
+        sequence=number,
+        kafka_partition=0,
+        kafka_offset=number,
+        is_future=is_future,
+        event_date=event_time.date(),
+    )
+
+
+def frame(spark: SparkSession, ticks: Sequence[Tick]) -> DataFrame:
+    columns = (
+        "event_id STRING, source STRING, asset STRING, price_usd DECIMAL(28,12), quantity DECIMAL(28,12), "
+        "trade_id BIGINT, trade_epoch BIGINT, event_time TIMESTAMP, received_at TIMESTAMP, producer STRING, "
+        "sequence BIGINT, is_future BOOLEAN"
+    )
+    names = [column.split()[0] for column in columns.split(", ")]
+    return spark.createDataFrame([tuple(getattr(tick, name) for name in names) for tick in ticks], columns)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_merged_summaries_of_any_two_halves_are_the_summary_of_all(spark: SparkSession, seed: int) -> None:
+    chance = random.Random(seed)
+    ticks = [tick(number, chance) for number in range(60)]
+    chance.shuffle(ticks)
+    left, right = (prices.price_1m(frame(spark, half), START) for half in (ticks[:23], ticks[23:]))
+    key = ["source", "asset", "window_start"]
+    update = {
+        name: F.expr(f"CASE WHEN l.tick_count IS NULL THEN r.{name} ELSE l.{name} END") for name in prices.SUMMARY
+    }
+    folded = prices.merged("l", "r")
+    both = F.col("l.tick_count").isNotNull() & F.col("r.tick_count").isNotNull()
+    together = {name: F.when(both, folded[name]).otherwise(update[name]) for name in prices.SUMMARY}
+    same = " AND ".join(f"l.{name} = r.{name}" for name in key)
+    joined = left.alias("l").join(right.alias("r"), F.expr(same), "full")
+    rows = joined.select(
+        *(F.coalesce(f"l.{name}", f"r.{name}").alias(name) for name in (*key, "window_end", "window_date")),
+        *(column.alias(name) for name, column in together.items()),
+    ).withColumns(prices.derived({name: F.col(name) for name in prices.SUMMARY}))
+    found: dict[Hashable, dict[str, object]] = {
+        (row["source"], row["asset"], row["window_start"].replace(tzinfo=UTC)): row.asDict() for row in rows.collect()
+    }
+    for row in found.values():
+        row.update({name: value.replace(tzinfo=UTC) for name, value in row.items() if isinstance(value, datetime)})
+    expected: dict[Hashable, Row] = {(row.source, row.asset, row.window_start): row for row in minutes_of(ticks)}
+    assert differences(expected, found) == []
+
+
+PRICES = ["0.000000000001", "1", "61685.99", "0.3333333333", "9999999999999999.999999999999", "123456789.987654321"]
+
+
+def test_a_notional_is_exact_for_tiny_and_huge_prices(spark: SparkSession) -> None:
+    """Every product of these, rounded once to 18 decimals; null from 10^20 on."""
+    pairs = [(Decimal(price), Decimal(size)) for price in PRICES for size in PRICES]
+    rows = spark.createDataFrame(pairs, "price DECIMAL(28,12), size DECIMAL(28,12)")
+    found = rows.select(notional(F.col("price"), F.col("size")).alias("notional")).collect()
+    for (price, size), row in zip(pairs, found, strict=True):
+        with localcontext() as context:
+            context.prec = 80
+            exact = (price * size).quantize(Decimal("1e-18"), ROUND_HALF_UP)
+        assert row["notional"] == (exact if exact < 10**20 else None), (price, size)

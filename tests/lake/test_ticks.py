@@ -1,0 +1,126 @@
+"""Parsing: promise 5, a record that is not a tick is known, with its rule, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from pyspark.sql import DataFrame, SparkSession
+
+from ingestion.ticks import Tick as IngestedTick
+from lake.ticks import CANONICAL, judged, quarantined, valid_ticks
+from tests.oracle import NotATick, Record, Tick, tick_of
+
+TICK: Mapping[str, object] = {
+    "timestamp": "2024-08-09T00:00:01.234567Z",
+    "asset": "bitcoin",
+    "price_usd": "61685.99000000",
+    "quote": "USDT",
+    "source": "binance",
+    "symbol": "BTCUSDT",
+    "event_time": "2024-08-09T00:00:02.234000Z",
+    "quantity": "0.00017000",
+    "trade_id": 1,
+    "trade_epoch": 0,
+    "producer": "p",
+    "sequence": 1,
+}
+CHANGES: tuple[tuple[str, object], ...] = (
+    ("price_usd", 61685.99),
+    ("price_usd", "1e3"),
+    ("price_usd", "+1.0"),
+    ("price_usd", " 1"),
+    ("price_usd", "0.1234567890120"),
+    ("price_usd", "0.1234567890123"),
+    ("price_usd", "0.0000000000000000000000001"),
+    ("price_usd", "0.000000000000"),
+    ("price_usd", "12345678901234567"),
+    ("price_usd", "0x10"),
+    ("price_usd", "1_000"),
+    ("price_usd", []),
+    ("quantity", "0.00000000000000"),
+    ("quantity", "-0.5"),
+    ("quantity", ""),
+    ("quantity", False),
+    ("asset", "a" * 64),
+    ("asset", "a" * 65),
+    ("asset", "bitcoin\n"),
+    ("symbol", "BTC/USD"),
+    ("quote", None),
+    ("source", None),
+    ("trade_id", None),
+    ("trade_id", 2**62),
+    ("trade_id", 2**63),
+    ("trade_id", -1),
+    ("trade_epoch", None),
+    ("sequence", None),
+    ("sequence", 1.0),
+    ("producer", None),
+    ("event_time", None),
+    ("event_time", "1899-12-31T23:59:59.999999Z"),
+    ("event_time", "2024-02-30T00:00:00Z"),
+    ("event_time", "2024-08-09 00:00:02+05:30"),
+    ("timestamp", "2024-08-09T00:00:01.2Z"),
+    ("timestamp", 1723161601),
+    ("mood", {"price_usd": 5}),
+)
+
+
+def records(spark: SparkSession, values: list[bytes | None]) -> DataFrame:
+    rows = [(None, None if value is None else bytearray(value), "ticks", 0, n, None) for n, value in enumerate(values)]
+    return spark.createDataFrame(
+        rows, "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, timestamp TIMESTAMP"
+    )
+
+
+def verdict(offset: int, value: bytes | None) -> tuple[str, Tick | None]:
+    """The oracle's: the rule that is broken, or the tick."""
+    try:
+        return "", tick_of(Record("ticks", 0, offset, None, value), timedelta(seconds=5))
+    except NotATick as error:
+        return str(error), None
+
+
+def test_a_record_is_judged_as_the_oracle_does_in_either_form_of_json(spark: SparkSession) -> None:
+    """Compact, as ingestion writes it, and spaced, as others may: two ways through the parser, one verdict."""
+    messages = [dict(TICK), *({**TICK, name: value} for name, value in CHANGES)]
+    compact = [json.dumps(message, separators=(",", ":")).encode() for message in messages]
+    values: list[bytes | None] = [*compact, *(json.dumps(message).encode() for message in messages)]
+    values += [None, b"", b"[]", b"7", b"{", compact[0] + b"x", compact[0] + b"," + compact[0]]
+    checked = judged(records(spark, values), "rejects").persist()
+    ticks = {row["kafka_offset"]: row for row in valid_ticks(checked, 5.0).collect()}
+    bad = {row["offset"]: row for row in quarantined(checked, datetime(2024, 1, 1, tzinfo=UTC)).collect()}
+    assert len(ticks) + len(bad) == len(values)
+    for offset, value in enumerate(values):
+        rule, expected = verdict(offset, value)
+        if expected is None:
+            assert bad[offset]["rule"] == rule, value
+            assert bad[offset]["reason"]
+            assert bad[offset]["value"] == value
+            continue
+        found = ticks[offset].asDict()
+        for name in ("event_id", "asset", "source", "symbol", "quote", "price_usd", "quantity", "is_future"):
+            assert found[name] == getattr(expected, name), (value, name)
+        assert found["event_time"] == expected.event_time.replace(tzinfo=None)
+    assert 10 < len(ticks) < len(values) - 10
+
+
+def test_what_ingestion_writes_takes_the_short_way() -> None:
+    """The pattern that saves a second look at the types must fit the ingester's own form, or it saves nothing."""
+    tick = IngestedTick(
+        received_ns=1_723_161_601_000_000_000,
+        asset="bitcoin",
+        price_usd="61685.99000000",
+        quote="USDT",
+        source="binance",
+        symbol="BTCUSDT",
+        event_ns=1_723_161_601_437_000_000,
+        quantity="0.00017000",
+        trade_id=3735693016,
+    )
+    assert re.fullmatch(CANONICAL, tick.to_json("producer", 12).decode())
+    for wrong in ('"trade_id":"1"', '"trade_id":1.5', '"trade_id":01', '"trade_id":true'):
+        text = re.sub(r'"trade_id":\d+', wrong, tick.to_json("producer", 12).decode())
+        assert not re.fullmatch(CANONICAL, text)
