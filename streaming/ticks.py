@@ -142,7 +142,7 @@ def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
     delivered = writer.last_commit(spark, BRONZE_TICKS, settings.lake_root)
     last = writer.last_commit(spark, SILVER_TICKS, settings.lake_root)
     written_by = {commit["query"] for commit in (delivered, last) if commit is not None}
-    if written_by - {checkpoint_query(spark, settings.checkpoint_location)}:
+    if written_by and written_by - {checkpoint_query(spark, settings.checkpoint_location)}:
         raise CheckpointError(
             f"the tables in {settings.lake_root} were written from another checkpoint than "
             f"{settings.checkpoint_location}: going on would write records twice. "
