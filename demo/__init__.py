@@ -1,0 +1,1 @@
+"""The whole suite at work on this machine, to look at."""
