@@ -105,7 +105,7 @@ class Demo:
     def how_to_query(self) -> list[str]:
         """Lines that say how to query by SQL, or why not yet."""
         if self._registered is None or not self._registered.done():
-            return ["SQL: starts once gold has its first row"]
+            return ["SQL: starts once gold has its first row; the streaming job takes half a minute to its first"]
         try:
             number = self._registered.result()
         except (AnotherLake, SqlError, TTransportException, services.ServiceError) as error:
@@ -119,7 +119,7 @@ class Demo:
 
 def show(demo: Demo, watch: Watch, seconds: float | None, began: float, stop: threading.Event) -> bool:
     """Show the figures until told to stop; whether ticks reached gold. Raises Ended."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=100)
     deadline = None if seconds is None else time.monotonic() + seconds
     first_gold: float | None = None
     printed = 0.0

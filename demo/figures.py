@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,8 +37,8 @@ class Figures:
     lag: int = 0
     freshness: float | None = None
     gold_rows: int = 0
-    prices: list[Row] = field(default_factory=list)
-    minutes: list[Row] = field(default_factory=list)
+    prices: Sequence[Row] = ()
+    minutes: Sequence[Row] = ()
 
 
 class Watch:

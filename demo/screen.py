@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -13,17 +13,26 @@ from rich.table import Table
 
 from demo.figures import Figures, Row
 
+# Column -> what stands over it.
+CURRENT_PRICE = {"asset": "asset", "price_usd": "price_usd", "source": "source", "event_time": "event_time"}
+PRICE_1M = {
+    "asset": "asset",
+    "window_start": "minute",
+    "open": "open",
+    "high": "high",
+    "low": "low",
+    "close": "close",
+    "average": "average",
+    "tick_count": "ticks",
+}
+
 
 def page(figures: Figures, title: str, notes: Sequence[str]) -> RenderableType:
     """Everything at once."""
     return Group(
         Panel(_flow(figures), title=title, box=box.ROUNDED),
-        _table("gold.current_price", figures.prices, ("asset", "price_usd", "source", "event_time")),
-        _table(
-            "gold.price_1m, the last minutes",
-            figures.minutes,
-            ("asset", "window_start", "open", "high", "low", "close", "average", "volume", "tick_count"),
-        ),
+        _table("gold.current_price", figures.prices, CURRENT_PRICE),
+        _table("gold.price_1m, the last minutes", figures.minutes, PRICE_1M),
         *notes,
     )
 
@@ -37,11 +46,11 @@ def _flow(figures: Figures) -> str:
     )
 
 
-def _table(title: str, rows: Sequence[Row], columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
+def _table(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name, label in columns.items():
         right = bool(rows) and isinstance(rows[0][name], Decimal | int)
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        table.add_column(label, justify="right" if right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_shown(row[name]) for name in columns))
     return table
@@ -49,8 +58,9 @@ def _table(title: str, rows: Sequence[Row], columns: Sequence[str]) -> Table:
 
 def _shown(value: object) -> str:
     if isinstance(value, Decimal):
-        # Exact, without the zeros that fill it up to twelve decimals; an average has all twelve: eight say enough.
-        return f"{round(value, 8).normalize():,f}"
+        # Without the zeros that fill it up to twelve decimals, and of an average's decimals what tells something.
+        shown = f"{value:,.{2 if value >= 1000 else 4 if value >= 1 else 8}f}"
+        return shown.rstrip("0").rstrip(".")
     if isinstance(value, datetime):
         return f"{value:%H:%M:%S}"
     return "" if value is None else str(value)
