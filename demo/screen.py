@@ -47,7 +47,7 @@ def _flow(figures: Figures) -> str:
 
 
 def _table(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for name, label in columns.items():
         right = bool(rows) and isinstance(rows[0][name], Decimal | int)
         table.add_column(label, justify="right" if right else "left", no_wrap=True)
