@@ -1,0 +1,149 @@
+"""The streaming job's micro-batches, without Kafka: promises 1 and 2 under a crash after any of their writes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Hashable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from conf.settings import Settings
+from lake import writer
+from lake.tables import BRONZE_TICKS, GOLD_CURRENT_PRICE, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS, TABLES, Table
+from streaming.ticks import CheckpointError, resume
+from tests.oracle import Record, Row, differences, lake_of
+
+TIME = datetime(2024, 8, 9, tzinfo=UTC)
+COMPARED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
+
+
+class Crash(Exception):
+    """What a test lets happen in place of a write."""
+
+
+def message(chance: random.Random, number: int) -> bytes:
+    """A tick of two instruments: some repeated, some out of order, one in ten no tick at all."""
+    trade_id = max(1, number - chance.choice([0, 0, 0, 1, 5, 9]))
+    at = TIME + timedelta(seconds=trade_id * 7)
+    symbol = ("BTCUSDT", "ETHUSDT")[trade_id % 2]
+    tick: dict[str, object] = {
+        "timestamp": at.isoformat(timespec="microseconds"),
+        "asset": symbol.lower(),
+        "price_usd": f"{1000 + trade_id * trade_id % 97}.{trade_id % 10}",
+        "source": "venue",
+        "symbol": symbol,
+        "event_time": (at - timedelta(seconds=trade_id % 3)).isoformat(timespec="microseconds"),
+        "quantity": f"0.{trade_id}",
+    }
+    if trade_id % 3:
+        tick |= {"trade_id": trade_id}
+    else:
+        tick |= {"producer": "p", "sequence": trade_id}
+    return b"{" if number % 10 == 3 else json.dumps(tick, separators=(",", ":")).encode()
+
+
+def frame(spark: SparkSession, records: list[Record]) -> DataFrame:
+    return spark.createDataFrame(
+        [
+            (None, None if r.value is None else bytearray(r.value), r.topic, r.partition, r.offset, r.kafka_timestamp)
+            for r in records
+        ],
+        "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, timestamp TIMESTAMP",
+    )
+
+
+def checkpoint_of(folder: Path, query: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "metadata").write_text(json.dumps({"id": query}))
+
+
+def test_a_crash_after_any_write_loses_and_doubles_nothing(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four micro-batches, of which each dies after one of the tables is written, and is replayed by a new driver."""
+    chance = random.Random(5)
+    records = [Record("ticks", 0, number, None, message(chance, number)) for number in range(80)]
+    root = f"file:{tmp_path / 'lake'}"
+    settings = Settings(lake_root=root, checkpoint=f"file:{tmp_path / 'checkpoint'}")
+    checkpoint_of(tmp_path / "checkpoint", "q")
+    spark.sparkContext.setLocalProperty("sql.streaming.queryId", "q")
+
+    written: list[Table] = []
+    only: list[Table] = []
+    real_append, real_merge = writer.append, writer.merge
+
+    def append(rows: DataFrame, table: Table, *args: Any) -> None:
+        if only and table not in only:
+            raise Crash(table.qualified_name)
+        real_append(rows, table, *args)
+        written.append(table)
+
+    def merge(rows: DataFrame, table: Table, *args: Any, **options: Any) -> None:
+        if only and table not in only:
+            raise Crash(table.qualified_name)
+        real_merge(rows, table, *args, **options)
+        written.append(table)
+
+    monkeypatch.setattr(writer, "append", append)
+    monkeypatch.setattr(writer, "merge", merge)
+
+    survivors = [[SILVER_TICKS], [BRONZE_TICKS, GOLD_PRICE_1M], [SILVER_TICKS, GOLD_CURRENT_PRICE], [GOLD_PRICE_1M]]
+    for batch, survives in enumerate(survivors):
+        part = frame(spark, records[batch * 20 : batch * 20 + 20])
+        only[:], written[:] = survives, []
+        with pytest.raises(Crash):
+            resume(spark, settings).write_batch(part, batch)
+        assert sorted(table.qualified_name for table in written) == sorted(table.qualified_name for table in survives)
+        only.clear()
+        lakehouse = resume(spark, settings)
+        lakehouse.write_batch(part, batch)
+    lakehouse.write_batch(part, batch)
+
+    expected = lake_of(records)
+    assert len(expected.silver) < len(records) - len(expected.quarantine), "there were repeats"
+    tables: list[Mapping[Hashable, Row]] = [
+        *(expected.bronze, expected.silver, expected.quarantine, expected.price_1m, expected.current_price)
+    ]
+    for table, rows in zip(COMPARED, tables, strict=True):
+        assert differences(rows, stored(spark, root, table)) == [], table.qualified_name
+
+
+def stored(spark: SparkSession, root: str, table: Table) -> dict[Hashable, Mapping[str, object]]:
+    found: dict[Hashable, Mapping[str, object]] = {}
+    rows = spark.read.format("delta").load(table.path(root)).collect()
+    for row in rows:
+        values = {
+            name: value.replace(tzinfo=UTC)
+            if isinstance(value, datetime)
+            else bytes(value)
+            if isinstance(value, bytearray)
+            else value
+            for name, value in row.asDict().items()
+        }
+        key = tuple(values[name] for name in table.key)
+        found[key[0] if len(key) == 1 else key] = values
+    assert len(found) == len(rows), f"{table.qualified_name} has a key twice"
+    return found
+
+
+def test_the_tables_of_another_checkpoint_are_refused(spark: SparkSession, tmp_path: Path) -> None:
+    """A new checkpoint would begin at Kafka's first record and write everything again."""
+    settings = Settings(lake_root=f"file:{tmp_path / 'lake'}", checkpoint=f"file:{tmp_path / 'checkpoint'}")
+    checkpoint_of(tmp_path / "checkpoint", "q")
+    spark.sparkContext.setLocalProperty("sql.streaming.queryId", "q")
+    resume(spark, settings).write_batch(frame(spark, [Record("ticks", 0, 0, None, b"no tick")]), 0)
+    assert resume(spark, settings).last_batch == 0
+    for name, query in (("checkpoint", "another"), ("absent", None)):
+        if query:
+            checkpoint_of(tmp_path / name, query)
+        with pytest.raises(CheckpointError, match="another checkpoint"):
+            resume(spark, settings.model_copy(update={"checkpoint": f"file:{tmp_path / name}"}))
+    assert [table.qualified_name for table in TABLES if stored(spark, settings.lake_root, table)] == [
+        "bronze.ticks",
+        "silver.quarantine",
+    ]
