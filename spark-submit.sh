@@ -98,6 +98,10 @@ ship_to_yarn() {
     local jars
     ship
     environment+=("HADOOP_CONF_DIR=${HADOOP_CONF_DIR:-$state/services/yarn/conf}")
+    if [[ -z ${HADOOP_CONF_DIR-} && -z $dry_run ]]; then
+        [[ -e $state/services/yarn/conf/yarn-site.xml ]] || fail $NOT_SET_UP "no YARN yet: scripts/services up hdfs yarn"
+        echo "spark-submit.sh: its containers' logs will be in $state/services/yarn/log/containers/" >&2
+    fi
     jars=$(ask submit.spark_jars "$webhdfs" ${dry_run:+--name-only})
     options_of spark-yarn.conf
     options+=(--conf "spark.yarn.jars=$filesystem$jars/*.jar" --conf "spark.yarn.dist.archives=$packages#packages")
@@ -137,7 +141,8 @@ case $on in
         options=(--master "$on" "${options[@]}")
         ship
         driver_here
-        options+=(--jars "$(printf '%s,' "$jars_here"/*.jar)" --conf "spark.archives=$packages#packages")
+        options+=(--jars "$(printf '%s\n' "$jars_here"/*.jar | paste -sd,)")
+        options+=(--conf "spark.archives=$packages#packages")
         ;;
     *) fail $USAGE_ERROR "--on $on: write local, yarn-client, yarn-cluster or spark://HOST:PORT" ;;
 esac

@@ -15,7 +15,29 @@ import services
 from conf.settings import PROJECT, Settings, read_settings
 from services.java import JARS, java_home
 
+GOLDEN_OPTION = "--update-golden"
 TEST_CONF = Path(__file__).parent / "test.toml"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        GOLDEN_OPTION, action="store_true", help="write what users see to the golden files; then read the diff"
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden(name, text)`: the text is that of the file golden/NAME beside the test. An absent file fails."""
+    folder = request.path.parent / "golden"
+
+    def check(name: str, text: str) -> None:
+        path = folder / name
+        if request.config.getoption(GOLDEN_OPTION):
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"there is no {path}: `scripts/test {GOLDEN_OPTION}` writes it"
+        assert text == path.read_text(encoding="utf-8"), f"if this is meant: scripts/test {GOLDEN_OPTION}"
+
+    return check
 
 
 @pytest.fixture(scope="session")
