@@ -10,6 +10,7 @@ Exit codes: 0 ticks reached gold; 1 none did, or a program ended that should not
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -117,10 +118,10 @@ class Demo:
         ]
 
 
-def show(demo: Demo, watch: Watch, seconds: float | None, began: float, stop: threading.Event) -> bool:
+def show(demo: Demo, watch: Watch, seconds: float, began: float, stop: threading.Event) -> bool:
     """Show the figures until told to stop; whether ticks reached gold. Raises Ended."""
     console = Console() if sys.stdout.isatty() else Console(width=100)
-    deadline = None if seconds is None else time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     first_gold: float | None = None
     printed = 0.0
     with Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else ExitStack() as screen:
@@ -131,7 +132,7 @@ def show(demo: Demo, watch: Watch, seconds: float | None, began: float, stop: th
             if figures.gold_rows and first_gold is None:
                 first_gold = now - began
                 demo.serve_sql()
-            is_last = stop.is_set() or (deadline is not None and now >= deadline)
+            is_last = stop.is_set() or now >= deadline
             shown = page(figures, _title(now - began, first_gold), demo.how_to_query())
             if isinstance(screen, Live):
                 screen.update(shown, refresh=True)
@@ -148,6 +149,18 @@ def _title(elapsed: float, first_gold: float | None) -> str:
     return f"Tickhouse, {elapsed:.0f} s: {gold}"
 
 
+def seconds_to_run() -> float:
+    """DEMO_SECONDS of the environment; without it infinity: until Ctrl-C. Raises ValueError."""
+    text = os.environ.get("DEMO_SECONDS", "inf")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise ValueError(f"DEMO_SECONDS = {text!r}: not a number of seconds above 0")
+    return seconds
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     parser = arguments(__doc__)
@@ -155,9 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--live", action="store_true", help="the real Binance feed instead of a simulated venue")
     settings, given = from_command_line(parser, argv)
     try:
-        seconds = float(text) if (text := os.environ.get("DEMO_SECONDS")) else None
-    except ValueError:
-        print(f"{parser.prog}: DEMO_SECONDS = {text!r}: not a number of seconds", file=sys.stderr)
+        seconds = seconds_to_run()
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return USAGE_ERROR
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -48,7 +48,7 @@ class Watch:
         self._settings = settings
         self._log = ingestion_log
         self._began = began
-        self._consumer = KafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers)
+        self._consumer = KafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, enable_auto_commit=False)
 
     def close(self) -> None:
         self._consumer.close()
