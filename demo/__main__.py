@@ -114,13 +114,13 @@ class Demo:
         url = f"jdbc:hive2://{self.settings.sql_host}:{self.settings.sql_port}"
         return [
             f"SQL: {number} tables of the databases bronze, silver, gold and quality at {url}",
-            f"  .venv/bin/beeline --silent=true -u {url} -e 'SELECT asset, price_usd FROM gold.current_price'",
+            f"  .venv/bin/beeline -u {url} -e 'SELECT asset, price_usd FROM gold.current_price'",
         ]
 
 
 def show(demo: Demo, watch: Watch, seconds: float, began: float, stop: threading.Event) -> bool:
     """Show the figures until told to stop; whether ticks reached gold. Raises Ended."""
-    console = Console() if sys.stdout.isatty() else Console(width=100)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     deadline = time.monotonic() + seconds
     first_gold: float | None = None
     printed = 0.0
