@@ -5,7 +5,7 @@ from __future__ import annotations
 from ingestion.counts import Counts, RejectLog
 from ingestion.feeds import Feed
 from ingestion.publisher import Publisher
-from ingestion.ticks import Ignored, Reject, Tick
+from ingestion.ticks import Control, Ignored, Reject, Tick
 
 
 class Intake:
@@ -30,7 +30,7 @@ class Intake:
                 self.counts.ticks += 1
                 message = event.to_json(self._producer, self.counts.ticks)
                 await self._publisher.send(self._ticks_topic, event.key, message)
-            elif isinstance(event, Ignored):
+            elif isinstance(event, Ignored | Control):
                 self.counts.ignored[event.kind] += 1
             else:
                 await self.reject(event)

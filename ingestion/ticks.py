@@ -24,7 +24,7 @@ import re
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 RAW_LIMIT = 64 * 1024
 # The first nanosecond of the year 10000, which four digits cannot write.
@@ -126,4 +126,22 @@ class Ignored:
     kind: str
 
 
-Event = Tick | Reject | Ignored
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What a venue says of the conversation itself, or of a symbol without a trade of its own.
+
+    kind is one of
+        subscribed   it has heard what we want
+        heartbeat    it is alive; with a symbol, also which trade of that symbol is its latest
+        reconnect    it will cut this connection soon: make a new one
+        error        it will not do what we asked; the text says why
+        refused      it will not talk to us at all: connecting again changes nothing
+    """
+
+    kind: Literal["subscribed", "heartbeat", "reconnect", "error", "refused"]
+    text: str = ""
+    symbol: str | None = None
+    last_trade_id: int | None = None
+
+
+Event = Tick | Reject | Ignored | Control
