@@ -6,6 +6,8 @@ that name lies under another root, nothing is changed and the exit code is 2.
 
 from __future__ import annotations
 
+import getpass
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -18,6 +20,8 @@ from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.reader import NoSuchTable, open_table
 from lake.tables import TABLES, Table
 
+# Of a database: the lake that it was registered for.
+ROOT_PROPERTY = "tickhouse.root"
 SETTINGS = ("sql_host", "sql_port", "lake_root")
 
 
@@ -34,36 +38,37 @@ class AnotherLake(RuntimeError):
 
 
 def sql_connection(settings: Settings) -> impala.dbapi.HiveServer2Connection:
-    """A connection to the Thrift Server."""
-    return impala.dbapi.connect(
-        host=settings.sql_host, port=settings.sql_port, auth_mechanism="PLAIN", user="tickhouse", password="unused"
-    )
+    """A connection to the Thrift Server as the user of this process, whom HDFS lets read what is ours."""
+    user = getpass.getuser()
+    return impala.dbapi.connect(settings.sql_host, settings.sql_port, auth_mechanism="PLAIN", user=user, password="-")
 
 
 def register(cursor: Cursor, root: str, tables: Sequence[Table]) -> None:
     """Name these tables of the lake at root, which must exist there. Raises AnotherLake before it changes anything."""
-    databases = dict.fromkeys(table.database for table in tables)
-    for database, location in _locations(cursor, set(databases)).items():
-        if location != f"{root}/{database}":
+    databases = {table.database for table in TABLES}
+    for database, registered in _roots(cursor, databases).items():
+        if registered != root:
             raise AnotherLake(
-                f"the metastore has a database {database} at {location}; a metastore serves one lake, and {root} "
-                "is another: use a Thrift Server with a metastore of its own"
+                f"the metastore has a database {database} of {registered or 'something else'}; a metastore serves one "
+                f"lake, and {root} is another: use a Thrift Server with a metastore of its own"
             )
-    for database in databases:
-        cursor.execute(f"CREATE DATABASE IF NOT EXISTS {database} LOCATION '{root}/{database}'")
+    for database in sorted(databases):
+        # Nothing of the database itself lies in the lake: creating a table would leave traces there.
+        cursor.execute(f"CREATE DATABASE IF NOT EXISTS {database} WITH DBPROPERTIES ('{ROOT_PROPERTY}' = '{root}')")
     for table in tables:
         cursor.execute(f"CREATE TABLE IF NOT EXISTS {table.qualified_name} USING delta LOCATION '{table.path(root)}'")
 
 
-def _locations(cursor: Cursor, wanted: set[str]) -> dict[str, str]:
-    """Where each of the wanted databases that exist lies."""
+def _roots(cursor: Cursor, wanted: set[str]) -> dict[str, str | None]:
+    """The wanted databases that exist, each with the root of the lake it was registered for, None if for no lake."""
     cursor.execute("SHOW DATABASES")
     present = [str(row[0]) for row in cursor.fetchall() if row[0] in wanted]
-    found = {}
+    found: dict[str, str | None] = {}
     for database in present:
-        cursor.execute(f"DESCRIBE DATABASE {database}")
-        described = {row[0]: row[1] for row in cursor.fetchall()}
-        found[database] = str(described["Location"])
+        cursor.execute(f"DESCRIBE DATABASE EXTENDED {database}")
+        properties = {row[0]: str(row[1]) for row in cursor.fetchall()}.get("Properties", "")
+        root = re.search(rf"\({re.escape(ROOT_PROPERTY)},([^)]*)\)", properties)
+        found[database] = root[1] if root else None
     return found
 
 
@@ -100,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"register-tables: no Thrift Server at {server} ({error}); scripts/services up sql", file=sys.stderr)
         return 1
     except SqlError as error:
-        print(f"register-tables: the Thrift Server at {server} says: {error}", file=sys.stderr)
+        print(f"register-tables: the Thrift Server at {server} says: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     print(f"{number} tables of {settings.lake_root} are registered at jdbc:hive2://{server}")
     return 0 if number else 1
