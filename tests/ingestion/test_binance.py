@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from ingestion.feeds import make_feed
-from ingestion.ticks import Event, Ignored, Reject, Tick
+from ingestion.feeds import feed_of, make_feed
+from ingestion.instruments import INSTRUMENTS, Instrument
+from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 from tests.ingestion import recorded
 from tests.programs import RECORDINGS
 
@@ -83,7 +84,6 @@ def test_every_trade_of_a_real_recording_is_a_tick_with_its_exact_digits(
         ("{}", "neither a stream with data nor a reply"),
         ('{"stream":"btcusdt@trade"}', "neither a stream with data nor a reply"),
         ('{"stream":"btcusdt@trade","data":[]}', "neither a stream with data nor a reply"),
-        ('{"error":{"code":2,"msg":"Invalid request"},"id":1}', "neither a stream with data nor a reply"),
         (frame(stream="btcusdt@nonsense"), "unknown stream 'btcusdt@nonsense'"),
         (frame(stream="xyzusdt@trade"), "unknown stream 'xyzusdt@trade'"),
         (frame(stream="dogeusdt@trade"), "unknown stream 'dogeusdt@trade'"),
@@ -105,7 +105,7 @@ def test_every_trade_of_a_real_recording_is_a_tick_with_its_exact_digits(
         (frame(p="Infinity"), "price p is 'Infinity'"),
         (frame(p="1" + "0" * 30), "price p is '1000000000000000000000000000000'"),
         (frame(p=10**30), "price p is '1000000000000000000000000000000'"),
-        (frame(p=1e30), "price p is '1e+30'"),
+        (frame(p=1e30), "price p is '1000000000000000000000000000000'"),
         (frame(p="1e3"), "price p is '1e3'"),
         (frame(p="1.0000000000001"), "price p is '1.0000000000001'"),
         (frame(p="\u0661\u0662"), "price p is '\u0661\u0662'"),
@@ -138,7 +138,6 @@ def test_a_rejected_trade_keeps_its_number_so_that_it_is_not_taken_for_missing()
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ('{"result":null,"id":1}', "reply"),
         ('{"stream":"btcusdt@bookTicker","data":{"u":1,"s":"BTCUSDT"}}', "bookTicker"),
         ('{"stream":"ethusdt@depth@100ms","data":{"e":"depthUpdate"}}', "depth@100ms"),
         ('{"stream":"solusdt@kline_1m","data":{"e":"kline"}}', "kline_1m"),
@@ -157,6 +156,8 @@ def test_what_carries_no_trade_is_counted_and_not_rejected(text: str, kind: str)
         ('"9999999999999999.999999999999"', "9999999999999999.999999999999"),
         ("61685.99000000", "61685.99000000"),
         ("0.1000000000000", None),
+        ("1.5e-7", "0.00000015"),
+        ("1e3", "1000"),
         ("61685", "61685"),
         ("1234567890.123456789012", "1234567890.123456789012"),
     ],
@@ -172,3 +173,39 @@ def test_the_address_names_the_streams() -> None:
     )
     feed = make_feed("binance", ["dogecoin"], "ws://127.0.0.1:9000/stream")
     assert feed.url == "ws://127.0.0.1:9000/stream?streams=dogeusdt@trade"
+
+
+@pytest.mark.parametrize(
+    ("text", "control"),
+    [
+        ('{"result":null,"id":1}', Control("subscribed")),
+        (
+            '{"error":{"code":2,"msg":"Invalid request"},"id":1}',
+            Control("error", "{'code': 2, 'msg': 'Invalid request'}"),
+        ),
+        ('{"e":"serverShutdown","E":1770123456789}', Control("reconnect", "the server is about to shut down")),
+    ],
+)
+def test_what_the_venue_says_of_the_conversation_is_told(text: str, control: Control) -> None:
+    assert receive(text) == [control]
+
+
+def test_instruments_come_and_go_on_one_connection_and_a_later_one_knows() -> None:
+    traded = INSTRUMENTS["binance"]
+    feed = make_feed("binance", ["bitcoin", "ethereum"])
+    assert feed.opening_frames() == []
+    assert feed.subscribe([traded["solana"]]) == ['{"method":"SUBSCRIBE","params":["solusdt@trade"],"id":1}']
+    assert feed.unsubscribe([traded["bitcoin"]]) == ['{"method":"UNSUBSCRIBE","params":["btcusdt@trade"],"id":2}']
+    assert feed.url.endswith("?streams=ethusdt@trade/solusdt@trade")
+    # A trade that was under way when its stream was left is a trade.
+    (event,) = feed.receive(frame().encode(), RECEIVED)
+    assert isinstance(event, Tick)
+
+
+def test_more_streams_than_an_address_holds_are_subscribed_to() -> None:
+    many = [Instrument(f"a{n}", f"A{n}USDT", "USDT") for n in range(250)]
+    feed = feed_of("binance", many)
+    assert feed.url.count("@trade") == 100
+    requests = [json.loads(text) for text in feed.opening_frames()]
+    assert [len(request["params"]) for request in requests] == [100, 50]
+    assert len({request["id"] for request in requests}) == 2

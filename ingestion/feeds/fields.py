@@ -1,0 +1,113 @@
+"""Fields of venues' messages, read without losing a digit, and checked."""
+
+from __future__ import annotations
+
+import calendar
+import json
+import re
+from decimal import Decimal
+from functools import lru_cache
+
+from ingestion.instruments import Instrument
+from ingestion.ticks import DIGITS, END_OF_TIME_NS, Reject, Tick, is_price, is_quantity
+
+_exponent = re.compile(r"[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}").fullmatch
+_rfc3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?Z", re.ASCII).fullmatch
+_epoch_seconds = re.compile(r"(\d{1,11})(?:\.(\d{1,9}))?", re.ASCII).fullmatch
+
+
+def _no_number(text: str) -> str:
+    raise ValueError(f"{text} is not JSON")
+
+
+class _Bare(str):
+    """A number with a point or an exponent as it stood in the JSON: no digit passes through a float."""
+
+    __slots__ = ()
+
+
+_decode = json.JSONDecoder(parse_float=_Bare, parse_constant=_no_number).decode
+
+
+def decode(frame: bytes) -> object:
+    """The JSON of a frame; its numbers with a point as text. Raises ValueError if it is not JSON."""
+    try:
+        return _decode(str(frame, "utf-8"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def digits(value: object) -> object:
+    """The decimal digits of a number that came as text or bare; a bare one may have an exponent."""
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, _Bare):
+        return f"{Decimal(value):f}" if _exponent(value) else str(value)
+    return value
+
+
+def shown(value: object) -> str:
+    """A value in a reason: short, and on one line."""
+    return "missing" if value is None else repr(value)[:80]
+
+
+@lru_cache(maxsize=1024)
+def _seconds(year: str, month: str, day: str, hour: str, minute: str, second: str) -> int | None:
+    fields = tuple(map(int, (year, month, day, hour, minute, second)))
+    if not (fields[0] >= 1970 and 1 <= fields[1] <= 12 and fields[3] < 24 and fields[4] < 60 and fields[5] < 61):
+        return None
+    if not 1 <= fields[2] <= calendar.monthrange(fields[0], fields[1])[1]:
+        return None
+    return calendar.timegm(fields)
+
+
+def utc_ns(text: object) -> int | None:
+    """Nanoseconds since 1970 of `2021-04-17T16:43:30.244075Z`; None for anything else."""
+    if not isinstance(text, str) or not (match := _rfc3339(text)):
+        return None
+    *whole, fraction = match.groups()
+    seconds = _seconds(*whole)
+    return None if seconds is None else seconds * 10**9 + int((fraction or "").ljust(9, "0"))
+
+
+def epoch_ns(value: object) -> int | None:
+    """Nanoseconds since 1970 of seconds like `1688669597.8277369`, as text or whole; None for anything else."""
+    match = _epoch_seconds(str(value)) if isinstance(value, str) or type(value) is int else None
+    return int(match[1]) * 10**9 + int((match[2] or "").ljust(9, "0")) if match else None
+
+
+def trade(
+    source: str,
+    instrument: Instrument,
+    message: dict[str, object],
+    names: tuple[str, str, str, str],
+    event_ns: int | None,
+    raw: bytes,
+    received_ns: int,
+) -> Tick | Reject:
+    """A trade of the instrument from the fields that the venue calls `names`: its id, price, quantity and time."""
+    name_of_id, name_of_price, name_of_quantity, name_of_time = names
+    trade_id = message.get(name_of_id)
+    if type(trade_id) is not int or not 0 <= trade_id < 2**63:
+        reason = f"trade id {name_of_id} is {shown(trade_id)}"
+        return Reject(received_ns, source, reason, raw, instrument.symbol)
+    price, quantity = digits(message.get(name_of_price)), digits(message.get(name_of_quantity))
+    if not is_price(price):
+        reason = f"price {name_of_price} is {shown(price)}: not above 0 with at most {DIGITS}"
+    elif not is_quantity(quantity):
+        reason = f"quantity {name_of_quantity} is {shown(quantity)}: not 0 or more with at most {DIGITS}"
+    elif event_ns is None or not 0 < event_ns < END_OF_TIME_NS:
+        reason = f"trade time {name_of_time} is {shown(message.get(name_of_time))}: not a time since 1970"
+    else:
+        return Tick(
+            received_ns=received_ns,
+            asset=instrument.asset,
+            price_usd=price,
+            quote=instrument.quote,
+            source=source,
+            symbol=instrument.symbol,
+            event_ns=event_ns,
+            quantity=quantity,
+            trade_id=trade_id,
+        )
+    return Reject(received_ns, source, reason, raw, instrument.symbol, trade_id)
