@@ -114,7 +114,7 @@ class Demo:
         url = f"jdbc:hive2://{self.settings.sql_host}:{self.settings.sql_port}"
         return [
             f"SQL: {number} tables of the databases bronze, silver, gold and quality at {url}",
-            f"  .venv/bin/beeline -u {url} -e 'SELECT asset, price_usd FROM gold.current_price'",
+            f"  scripts/beeline -u {url} -e 'SELECT asset, price_usd FROM gold.current_price'",
         ]
 
 

@@ -465,6 +465,9 @@ def test_tables_are_registered_for_sql_once_and_answer(running: Running, local_l
         assert cursor.fetchall() == [(len(expected.price_1m),)]
         cursor.execute("SELECT CAST(price_usd AS STRING) FROM gold.current_price WHERE asset = 'tiny'")
         assert cursor.fetchall() == [(f"{expected.current_price['tiny'].price_usd:f}",)]
+        beeline = ["scripts/beeline", "-u", f"jdbc:hive2://127.0.0.1:{suite.sql_port}", "-e"]
+        asked = subprocess.run([*beeline, "SELECT count(*) FROM gold.price_1m"], cwd=PROJECT, capture_output=True)
+        assert f"| {len(expected.price_1m)} " in asked.stdout.decode(), asked.stderr.decode()
         # A lake of another root is refused, and nothing is changed.
         refused = register(f"{suite.lake_root}/another")
         assert refused.returncode == 2
