@@ -45,6 +45,9 @@ def main() -> int:
     except ServiceError as error:
         print(f"scripts/services: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("scripts/services: interrupted; what has started goes on until scripts/services down", file=sys.stderr)
+        return 130
     return 0
 
 

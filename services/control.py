@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,11 +50,16 @@ def say(line: str) -> None:
 def up(settings: Settings, names: Sequence[str] = NAMES) -> None:
     """Start what does not run of the named services, side by side, and return when all of them answer.
 
-    Raises ServiceError for the first that cannot; the others are left running.
+    Raises ServiceError for the first that cannot; nobody waits for the others then, but what has started goes on.
     """
+    given_up = threading.Event()
     with _alone(settings), ThreadPoolExecutor(len(names)) as threads:
-        for started in [threads.submit(_up, MAKERS[name](settings)) for name in names]:
-            started.result()
+        starting = [threads.submit(_up, MAKERS[name](settings), given_up) for name in names]
+        try:
+            for started in as_completed(starting):
+                started.result()
+        finally:
+            given_up.set()
 
 
 def down(settings: Settings, names: Sequence[str] = NAMES) -> None:
@@ -96,7 +102,7 @@ def _alone(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _up(service: Service) -> None:
+def _up(service: Service, given_up: threading.Event) -> None:
     began = time.monotonic()
     processes = {daemon.name: daemon.process() for daemon in service.daemons}
     if not all(processes.values()):
@@ -109,11 +115,12 @@ def _up(service: Service) -> None:
         if processes[daemon.name] is None:
             say(f"{service.name}: starting {daemon.name}")
             processes[daemon.name] = daemon.start()
-    _wait(service, processes)
-    say(f"{service.name}: answers at {service.address} ({time.monotonic() - began:.1f} s)")
+    if _answers(service, processes, given_up):
+        say(f"{service.name}: answers at {service.address} ({time.monotonic() - began:.1f} s)")
 
 
-def _wait(service: Service, processes: dict[str, psutil.Process | None]) -> None:
+def _answers(service: Service, processes: dict[str, psutil.Process | None], given_up: threading.Event) -> bool:
+    """Wait until the service answers: True, or somebody gives up: False. Raises DaemonDied and NoAnswer."""
     began = said = time.monotonic()
     while (waits_for := service.waits_for()) is not None:
         for daemon in service.daemons:
@@ -127,7 +134,9 @@ def _wait(service: Service, processes: dict[str, psutil.Process | None]) -> None
         if time.monotonic() - said > 5:
             say(f"{service.name}: waiting for {waits_for}, {waited:.0f} s")
             said = time.monotonic()
-        time.sleep(LOOK_EVERY)
+        if given_up.wait(LOOK_EVERY):
+            return False
+    return True
 
 
 def _advice(service: Service, daemon: Daemon) -> str:

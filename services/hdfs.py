@@ -17,7 +17,7 @@ from conf.settings import Settings
 from services.daemon import LOOPBACK, Daemon, daemon_environment
 from services.errors import DaemonDied
 from services.java import jars, java_command, java_home
-from services.service import RELOAD4J, Service, as_hadoop_xml, write_if_changed
+from services.service import Service, as_hadoop_xml, write_if_changed, write_logging_and_hosts
 
 NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
 DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
@@ -95,7 +95,7 @@ def _hdfs_site(settings: Settings, folder: Path) -> dict[str, str]:
 def _prepare(settings: Settings, folder: Path) -> None:
     write_if_changed(folder / "conf" / "core-site.xml", as_hadoop_xml(core_site(settings, folder)))
     write_if_changed(folder / "conf" / "hdfs-site.xml", as_hadoop_xml(_hdfs_site(settings, folder)))
-    write_if_changed(folder / "conf" / "log4j.properties", RELOAD4J)
+    write_logging_and_hosts(folder)
     # Written last, so that a format which was cut short is done again.
     formatted = folder / "data" / "formatted"
     if formatted.exists():

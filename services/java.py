@@ -55,6 +55,8 @@ def java_command(
         # Better dead, and seen to be, than half alive.
         "-XX:+ExitOnOutOfMemoryError",
         "-Djava.net.preferIPv4Stack=true",
+        # Hadoop looks up this machine's own name and fails where the name has no address, as in some containers.
+        f"-Djdk.net.hosts.file={folder}/conf/hosts",
         "-cp",
         f"{folder}/conf:{jars(jars_of)}",
         main,

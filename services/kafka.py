@@ -14,7 +14,7 @@ from conf.settings import Settings
 from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment
 from services.errors import DaemonDied
 from services.java import jars, java_command, java_home
-from services.service import RELOAD4J, Service, as_properties, write_if_changed
+from services.service import Service, as_properties, write_if_changed, write_logging_and_hosts
 
 
 def service(settings: Settings) -> Service:
@@ -76,7 +76,7 @@ def _server_properties(settings: Settings, folder: Path) -> dict[str, str]:
 
 def _prepare(settings: Settings, folder: Path, properties: Path) -> None:
     write_if_changed(properties, as_properties(_server_properties(settings, folder)))
-    write_if_changed(folder / "conf" / "log4j.properties", RELOAD4J)
+    write_logging_and_hosts(folder)
     if (folder / "data" / "meta.properties").exists():
         return
     # As Kafka's own random-uuid, which would take a Java start of its own; it must not begin with a dash.

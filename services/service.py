@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,14 @@ def as_hadoop_xml(values: dict[str, str]) -> str:
     return f'<?xml version="1.0"?>\n<configuration>\n{properties}</configuration>\n'
 
 
+def write_logging_and_hosts(folder: Path) -> None:
+    """The two configuration files that every Java daemon of ours has beside its own."""
+    write_if_changed(folder / "conf" / "log4j.properties", _RELOAD4J)
+    write_if_changed(folder / "conf" / "hosts", f"127.0.0.1 localhost {socket.gethostname()}\n")
+
+
 # Warnings and worse, to the file that the daemon's output goes to.
-RELOAD4J = as_properties(
+_RELOAD4J = as_properties(
     {
         "log4j.rootLogger": "WARN, stdout",
         "log4j.appender.stdout": "org.apache.log4j.ConsoleAppender",

@@ -13,7 +13,7 @@ from conf.settings import Settings
 from services.daemon import LOOPBACK, Daemon, daemon_environment
 from services.hdfs import core_site
 from services.java import java_command, java_home
-from services.service import RELOAD4J, Service, as_hadoop_xml, write_if_changed
+from services.service import Service, as_hadoop_xml, write_if_changed, write_logging_and_hosts
 
 RESOURCEMANAGER = "org.apache.hadoop.yarn.server.resourcemanager.ResourceManager"
 NODEMANAGER = "org.apache.hadoop.yarn.server.nodemanager.NodeManager"
@@ -103,7 +103,7 @@ def _prepare(settings: Settings, folder: Path) -> None:
     write_if_changed(folder / "conf" / "core-site.xml", as_hadoop_xml(core_site(settings, folder)))
     write_if_changed(folder / "conf" / "yarn-site.xml", as_hadoop_xml(_yarn_site(settings, folder)))
     write_if_changed(folder / "conf" / "capacity-scheduler.xml", as_hadoop_xml(_CAPACITY_SCHEDULER))
-    write_if_changed(folder / "conf" / "log4j.properties", RELOAD4J)
+    write_logging_and_hosts(folder)
 
 
 def _waits_for(web: str) -> str | None:
