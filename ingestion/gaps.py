@@ -3,7 +3,8 @@
 A venue that numbers its trades numbers them without holes, per symbol. The tracker follows the numbers across
 disconnections and restarts. A number that is left out makes a hole; one that is not filled within a second (trades of
 two overlapping connections mix) is reported as a gap. A gap is filled by ticks, from wherever they come; what is filled
-of it in part is split off. A venue that does not number its prices has gaps too: from a disconnection to the next price.
+of it in part is split off. A venue that does not number its prices has gaps too: from a disconnection to the next
+price.
 
 A message on the topic `gaps` is a row of silver.gaps as one JSON object; a later row replaces an earlier one of the
 same gap_id:

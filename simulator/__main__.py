@@ -1,8 +1,9 @@
-"""A venue on this machine that speaks Binance's combined trade stream, with made-up or recorded trades.
+"""A venue on this machine that speaks Binance's, Coinbase's, Kraken's or CoinCap's language, with made-up or recorded
+trades: their WebSocket, and on the same port their REST.
 
-The first line on standard output is JSON with the address: {"url": "ws://127.0.0.1:PORT/stream"}. The market opens
-when the first client has subscribed. At the end, or at SIGINT or SIGTERM, clients are told goodbye, and the last line
-is JSON with the number of frames sent by stream.
+The first line on standard output is JSON with the addresses: {"url": "ws://127.0.0.1:PORT/stream", "rest_url":
+"http://127.0.0.1:PORT"}. The market opens when the first client has subscribed. At the end, or at SIGINT or SIGTERM,
+clients are told goodbye, and the last line is JSON with the number of frames sent by stream.
 """
 
 from __future__ import annotations
@@ -13,19 +14,32 @@ import itertools
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from simulator.frames import Frame, binance_trades, recorded
+from simulator.dialects import Dialect, Listing
+from simulator.dialects.binance import Binance
+from simulator.dialects.coinbase import Coinbase
+from simulator.dialects.coincap import CoinCap
+from simulator.dialects.kraken import Kraken
+from simulator.frames import Frame, recorded, unsent
 from simulator.market import ASSETS, trades
 from simulator.venue import Venue
 
 DEFAULT_ASSETS = "bitcoin,ethereum,cardano,solana,dogecoin"
+DIALECTS: dict[str, type[Binance] | type[Coinbase] | type[Kraken] | type[CoinCap]] = {
+    "binance": Binance,
+    "coinbase": Coinbase,
+    "kraken": Kraken,
+    "coincap": CoinCap,
+}
 
 
-def market(assets: Sequence[str], rate: float, seed: int, limit: int | None, opened_ms: int) -> Iterator[Frame]:
-    return binance_trades(itertools.islice(trades(assets, rate, seed), limit), opened_ms)
+def market(
+    dialect: Dialect, assets: Sequence[str], rate: float, seed: int, limit: int | None, opened_ms: int
+) -> Iterator[Frame]:
+    return dialect.frames(itertools.islice(trades(assets, rate, seed), limit), opened_ms)
 
 
 def recording(files: Sequence[Path], opened_ms: int) -> Iterator[Frame]:
@@ -33,13 +47,24 @@ def recording(files: Sequence[Path], opened_ms: int) -> Iterator[Frame]:
     return recorded(files)
 
 
-async def simulate(venue: Venue, port: int) -> None:
+def with_holes(
+    source: Callable[[int], Iterator[Frame]],
+    skips: Sequence[tuple[int, int]],
+    forgets: Sequence[tuple[int, int]],
+    opened_ms: int,
+) -> Iterator[Frame]:
+    """The source without some trades: those that were made and not sent, and those that history has not either."""
+    return unsent(source(opened_ms), skips, forgets)
+
+
+async def simulate(venue: Venue, path: str, port: int) -> None:
     """Serve until the source ends or a signal comes."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with await venue.listen(port) as server:
-        print(json.dumps({"url": f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/stream"}), flush=True)
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        print(json.dumps({"url": f"ws://{address}{path}", "rest_url": f"http://{address}"}), flush=True)
         playing = asyncio.create_task(venue.play())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((playing, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -75,6 +100,13 @@ def _speed(text: str) -> float:
     return 0.0 if float(text) == 0 else _positive(text)
 
 
+def _hole(text: str) -> tuple[int, int]:
+    after, _, count = text.partition(":")
+    if not (after.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError("write it as AFTER:COUNT")
+    return int(after), int(count)
+
+
 def _file(text: str) -> Path:
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"{text} is no file")
@@ -85,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m simulator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--venue", choices=DIALECTS, default="binance", help="whose language (default: binance)")
     parser.add_argument("--port", type=_port, default=0, help="port on loopback (default: 0, any that is free)")
     parser.add_argument("--assets", type=_assets, default=DEFAULT_ASSETS, help=f"default: {DEFAULT_ASSETS}")
     parser.add_argument("--rate", type=_positive, default=50.0, help="trades a second in all (default: 50)")
@@ -94,14 +127,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--speed", type=_speed, default=1.0, help="times the original pace; 0: as fast as the client reads (default: 1)"
     )
+    parser.add_argument(
+        "--skip", type=_hole, action="append", default=[], metavar="AFTER:COUNT",
+        help="do not send COUNT trades after the first AFTER; REST has them; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--forget", type=_hole, action="append", default=[], metavar="AFTER:COUNT",
+        help="likewise, and REST has them neither",
+    )  # fmt: skip
     given = parser.parse_args(argv)
+    listing = Listing(given.venue, given.assets)
+    missing = [asset for asset in given.assets if asset not in listing.symbols]
+    if missing:
+        parser.error(f"argument --assets: {given.venue} has no {', '.join(missing)}")
+    dialect = DIALECTS[given.venue](listing)
     if given.replay:
         source = partial(recording, given.replay)
     else:
-        source = partial(market, given.assets, given.rate, given.seed, given.trades)
+        source = partial(market, dialect, given.assets, given.rate, given.seed, given.trades)
+    holes = partial(with_holes, source, given.skip, given.forget)
 
     async def run() -> None:
-        await simulate(Venue(source, given.speed), given.port)
+        await simulate(Venue(holes, given.speed, dialect, listing.history), dialect.path, given.port)
 
     try:
         asyncio.run(run())

@@ -9,41 +9,50 @@ import gzip
 import heapq
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ingestion.instruments import INSTRUMENTS
-from simulator.market import Trade
+from simulator.history import Made
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A WebSocket message, due `at_ns` nanoseconds after the source began, for those subscribed to `stream`."""
+    """A WebSocket message, due `at_ns` nanoseconds after the source began, for those subscribed to `stream`.
+
+    The stream "" is everybody's who has subscribed to anything.
+    """
 
     at_ns: int
     stream: str
     text: str
+    made: tuple[Made, ...] = ()
+    """The trades that it tells of, which the venue's history has from then on."""
+    sent: bool = True
 
 
-def binance_trades(trades: Iterator[Trade], opened_ms: int) -> Iterator[Frame]:
-    """Binance's combined trade stream, with times as of a market that opened at `opened_ms`."""
-    symbols = {asset: instrument.symbol for asset, instrument in INSTRUMENTS["binance"].items()}
-    for trade in trades:
-        symbol, at = symbols[trade.asset], opened_ms + trade.at_ms
-        stream = f"{symbol.lower()}@trade"
-        maker = "true" if trade.buyer_is_maker else "false"
-        yield Frame(
-            trade.at_ms * 1_000_000,
-            stream,
-            f'{{"stream":"{stream}","data":{{"e":"trade","E":{at},"s":"{symbol}","t":{trade.trade_id},'
-            f'"p":"{trade.price}","q":"{trade.quantity}","T":{at},"m":{maker},"M":true}}}}',
-        )
+def unsent(
+    source: Iterator[Frame], skipped: Sequence[tuple[int, int]], forgotten: Sequence[tuple[int, int]]
+) -> Iterator[Frame]:
+    """Some trades are made and not sent: with (after, count) `count` trades after the first `after`.
+
+    Those that are forgotten are not in the venue's history either.
+    """
+    made = 0
+    for frame in source:
+        if frame.made and any(after <= made < after + count for after, count in forgotten):
+            yield replace(frame, sent=False, made=())
+        elif frame.made and any(after <= made < after + count for after, count in skipped):
+            yield replace(frame, sent=False)
+        else:
+            yield frame
+        made += len(frame.made)
 
 
 def recorded(files: Sequence[Path]) -> Iterator[Frame]:
     """The frames of recordings, merged by the time of their receipt.
 
-    A recording has lines `receive_ns JSON`, and may be compressed by gzip. Raises ValueError for any other line.
+    A recording has lines `receive_ns FRAME`, and may be compressed by gzip. Raises ValueError for any other line. A
+    frame of a combined stream is for its subscribers, another one for all.
     """
     first_ns: int | None = None
     for received_ns, stream, text in heapq.merge(*map(_lines, files), key=lambda line: line[0]):
@@ -56,7 +65,14 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
     with opener(file, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             received, _, text = line.rstrip("\n").partition(" ")
-            try:
-                yield int(received), json.loads(text)["stream"], text
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file}:{number}: not `receive_ns JSON` of a combined stream: {error!r}") from error
+            if not received.isdecimal():
+                raise ValueError(f"{file}:{number}: not `receive_ns FRAME`: {line[:80]!r}")
+            yield int(received), _stream(text), text
+
+
+def _stream(text: str) -> str:
+    try:
+        message = json.loads(text)
+    except ValueError:
+        return ""
+    return str(message["stream"]) if isinstance(message, dict) and "stream" in message else ""

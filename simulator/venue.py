@@ -1,11 +1,11 @@
-"""The WebSocket server: Binance's combined streams at /stream, by address or by SUBSCRIBE."""
+"""The server: a venue's WebSocket in its dialect, and on the same port its REST."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
@@ -14,10 +14,13 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from simulator.dialects import Answer, Dialect
 from simulator.frames import Frame
+from simulator.history import History
 
 # Frames sent at a stretch before others get a turn.
 STRETCH = 64
+EVERYBODY = ""
 
 
 class Venue:
@@ -27,12 +30,17 @@ class Venue:
     slowly, where a real venue would cut it off: nothing is lost but by a closed connection.
     """
 
-    def __init__(self, source: Callable[[int], Iterator[Frame]], speed: float) -> None:
+    def __init__(
+        self, source: Callable[[int], Iterator[Frame]], speed: float, dialect: Dialect, history: History
+    ) -> None:
         """`source` is given the milliseconds since 1970 at which the market opens. `speed` 0: as fast as is read."""
         self._source = source
         self._speed = speed
+        self._dialect = dialect
+        self._history = history
         self._subscribers: defaultdict[str, set[ServerConnection]] = defaultdict(set)
         self._open = asyncio.Event()
+        self._requests: deque[float] = deque()
         self.sent: Counter[str] = Counter()
 
     async def listen(self, port: int) -> Server:
@@ -41,7 +49,7 @@ class Venue:
             self._client,
             "127.0.0.1",
             port,
-            process_request=_only_streams,
+            process_request=self._http,
             compression=None,
             # A client that is held up reads no ping; and at the end it may take its time to read what it was sent.
             ping_interval=None,
@@ -57,6 +65,10 @@ class Venue:
             early = frame.at_ns / 1e9 / self._speed - (loop.time() - began) if self._speed else 0.0
             if early > 0.001 or number % STRETCH == 0:
                 await asyncio.sleep(max(early, 0.0))
+            for made in frame.made:
+                self._history.add(made.trade, made.at_ms)
+            if not frame.sent:
+                continue
             for client in tuple(self._subscribers[frame.stream]):
                 try:
                     await client.send(frame.text)
@@ -65,44 +77,68 @@ class Venue:
             self.sent[frame.stream] += 1
 
     async def _client(self, client: ServerConnection) -> None:
+        tasks = [asyncio.create_task(self._heartbeats(client)), asyncio.create_task(self._patience(client))]
         query = parse_qs(urlsplit(client.request.path if client.request else "").query)
         try:
-            self._subscribe(client, [name for names in query.get("streams", []) for name in names.split("/")])
+            await self._do(client, self._dialect.hello(query))
             async for text in client:
-                await client.send(json.dumps(self._answer(client, text)))
+                await self._do(client, self._dialect.answer(text, self._streams(client)))
         except ConnectionClosed:
             pass
         finally:
+            for task in tasks:
+                task.cancel()
             for clients in self._subscribers.values():
                 clients.discard(client)
 
-    def _subscribe(self, client: ServerConnection, streams: list[str]) -> None:
-        for stream in streams:
+    async def _do(self, client: ServerConnection, answer: Answer) -> None:
+        for stream in answer.unsubscribe:
+            self._subscribers[stream].discard(client)
+        for stream in answer.subscribe:
             self._subscribers[stream].add(client)
-        if streams:
+            self._subscribers[EVERYBODY].add(client)
+        if answer.subscribe:
             self._open.set()
+        for text in answer.texts:
+            await client.send(text)
 
-    def _answer(self, client: ServerConnection, text: str | bytes) -> object:
-        """Binance's reply to a request."""
-        try:
-            request = json.loads(text)
-            method, number = request["method"], request.get("id")
-            streams = [str(stream) for stream in request.get("params", [])]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return {"error": {"code": 3, "msg": f"Invalid JSON: {error}"}}
-        if method == "SUBSCRIBE":
-            self._subscribe(client, streams)
-        elif method == "UNSUBSCRIBE":
-            for stream in streams:
-                self._subscribers[stream].discard(client)
-        elif method == "LIST_SUBSCRIPTIONS":
-            return {"result": [name for name, clients in self._subscribers.items() if client in clients], "id": number}
+    def _streams(self, client: ServerConnection) -> set[str]:
+        return {name for name, clients in self._subscribers.items() if client in clients and name != EVERYBODY}
+
+    async def _heartbeats(self, client: ServerConnection) -> None:
+        while self._dialect.heartbeat_seconds is not None:
+            await asyncio.sleep(self._dialect.heartbeat_seconds)
+            try:
+                for text in self._dialect.heartbeats(self._streams(client)):
+                    await client.send(text)
+            except ConnectionClosed:
+                return
+
+    async def _patience(self, client: ServerConnection) -> None:
+        if self._dialect.patience_seconds is not None:
+            await asyncio.sleep(self._dialect.patience_seconds)
+            if not self._streams(client):
+                await client.close(reason="no subscription")
+
+    def _http(self, client: ServerConnection, request: Request) -> Response | None:
+        """Nothing for a WebSocket; the answer to any other request."""
+        address = urlsplit(request.path)
+        if "websocket" in request.headers.get("Upgrade", "").lower():
+            if address.path == self._dialect.path:
+                return None
+            return client.respond(HTTPStatus.NOT_FOUND, f"connect to {self._dialect.path}\n")
+        now = time.monotonic()
+        most, seconds = self._dialect.rest_limit
+        while self._requests and self._requests[0] <= now - seconds:
+            self._requests.popleft()
+        if len(self._requests) >= most:
+            reply = self._dialect.too_many_requests()
         else:
-            return {"error": {"code": 2, "msg": f"Invalid request: unknown method {method}"}, "id": number}
-        return {"result": None, "id": number}
-
-
-def _only_streams(client: ServerConnection, request: Request) -> Response | None:
-    if urlsplit(request.path).path == "/stream":
-        return None
-    return client.respond(HTTPStatus.NOT_FOUND, "connect to /stream?streams=btcusdt@trade/ethusdt@trade\n")
+            self._requests.append(now)
+            reply = self._dialect.rest(address.path, parse_qs(address.query))
+        response = client.respond(HTTPStatus(reply.status), json.dumps(reply.body))
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = "application/json"
+        for name, value in reply.headers.items():
+            response.headers[name] = value
+        return response

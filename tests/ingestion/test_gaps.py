@@ -199,6 +199,7 @@ def test_a_rejected_trade_is_not_missing_and_a_mad_number_is_not_believed() -> N
 def test_a_symbol_that_was_left_and_comes_back_has_no_gap_between() -> None:
     tracker = with_hole()
     tracker.follow_anew("binance", "BTCUSDT")
+    tracker.disconnected("binance", now(30))
     tracker.observe(tick(1_000, 60))
     tracker.observe(tick(1_002, 60))
     assert brief(tracker.changes(now(62))) == [(1_001, 1_001, "open")]

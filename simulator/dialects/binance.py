@@ -1,0 +1,106 @@
+"""Binance: combined trade streams by address or by SUBSCRIBE; historicalTrades and exchangeInfo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from simulator.dialects import NOT_FOUND, Answer, Listing, Reply, number
+from simulator.frames import Frame
+from simulator.history import Made
+from simulator.market import Trade
+
+
+class Binance:
+    path = "/stream"
+    heartbeat_seconds: float | None = None
+    patience_seconds: float | None = None
+    # historicalTrades has a weight of 25 of 6,000 a minute.
+    rest_limit = (240, 60.0)
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+
+    def frames(self, trades: Iterator[Trade], opened_ms: int) -> Iterator[Frame]:
+        symbols = self._listing.symbols
+        for trade in trades:
+            symbol, at = symbols.get(trade.asset), opened_ms + trade.at_ms
+            if symbol is None:
+                continue
+            stream = f"{symbol.lower()}@trade"
+            maker = "true" if trade.buyer_is_maker else "false"
+            yield Frame(
+                trade.at_ms * 1_000_000,
+                stream,
+                f'{{"stream":"{stream}","data":{{"e":"trade","E":{at},"s":"{symbol}","t":{trade.trade_id},'
+                f'"p":"{trade.price}","q":"{trade.quantity}","T":{at},"m":{maker},"M":true}}}}',
+                (Made(trade, at),),
+            )
+
+    def hello(self, query: Mapping[str, Sequence[str]]) -> Answer:
+        return Answer(subscribe=[name for names in query.get("streams", []) for name in names.split("/")])
+
+    def answer(self, text: str | bytes, streams: set[str]) -> Answer:
+        try:
+            request = json.loads(text)
+            method, at = request["method"], request.get("id")
+            named = [str(stream) for stream in request.get("params", [])]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return Answer([json.dumps({"error": {"code": 3, "msg": f"Invalid JSON: {error}"}})])
+        done = [json.dumps({"result": None, "id": at})]
+        if method == "SUBSCRIBE":
+            return Answer(done, subscribe=named)
+        if method == "UNSUBSCRIBE":
+            return Answer(done, unsubscribe=named)
+        if method == "LIST_SUBSCRIPTIONS":
+            return Answer([json.dumps({"result": sorted(streams), "id": at})])
+        return Answer(
+            [json.dumps({"error": {"code": 2, "msg": f"Invalid request: unknown method {method}"}, "id": at})]
+        )
+
+    def heartbeats(self, streams: set[str]) -> Sequence[str]:
+        return ()
+
+    def rest(self, path: str, query: Mapping[str, Sequence[str]]) -> Reply:
+        if path == "/api/v3/historicalTrades":
+            return self._historical_trades(query)
+        if path == "/api/v3/exchangeInfo":
+            return Reply(200, {"symbols": [_symbol(symbol) for symbol in self._listing.listed()]})
+        return NOT_FOUND
+
+    def _historical_trades(self, query: Mapping[str, Sequence[str]]) -> Reply:
+        asset = self._listing.asset_of.get(query.get("symbol", [""])[0])
+        if asset is None:
+            return Reply(400, {"code": -1121, "msg": "Invalid symbol."})
+        count = min(number(query, "limit", 500), 1000)
+        history = self._listing.history
+        found = (
+            history.from_id(asset, number(query, "fromId", 0), count)
+            if "fromId" in query
+            else history.latest(asset, count)
+        )
+        trades = [
+            {
+                "id": made.trade.trade_id,
+                "price": made.trade.price,
+                "qty": made.trade.quantity,
+                "time": made.at_ms,
+                "isBuyerMaker": made.trade.buyer_is_maker,
+                "isBestMatch": True,
+            }
+            for made in found
+        ]
+        return Reply(200, trades, {"X-MBX-USED-WEIGHT-1M": "25"})
+
+    def too_many_requests(self) -> Reply:
+        return Reply(429, {"code": -1003, "msg": "Too much request weight used."}, {"Retry-After": "1"})
+
+
+def _symbol(symbol: str) -> dict[str, object]:
+    return {
+        "symbol": symbol,
+        "status": "TRADING",
+        "baseAsset": symbol.removesuffix("USDT"),
+        "quoteAsset": "USDT",
+        "isSpotTradingAllowed": True,
+    }
