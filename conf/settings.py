@@ -97,7 +97,16 @@ class Settings(BaseModel):
     max_frame_bytes: Count = Field(1 << 20, description="a larger frame is rejected and its connection closed")
     max_in_flight: Count = Field(20_000, description="records not yet acknowledged by Kafka before reading pauses")
     stop_seconds: float = Field(
-        30.0, ge=0, le=3_600, description="a stopping ingester waits so long for Kafka to acknowledge what is in flight"
+        30.0, ge=0, le=3_600, description="a stopping ingester waits so long for Kafka to take what is in the spool"
+    )
+    spool_dir: Path | None = Field(
+        None, description="folder of what was received and is not yet in Kafka; default STATE_DIR/spool"
+    )
+    spool_fsync_ms: float = Field(
+        10.0, ge=0, le=1_000, description="what is received is written to disk, durably, at most every so often"
+    )
+    spool_max_bytes: int = Field(
+        8 << 30, ge=1 << 20, description="size of the spool from which on nothing more is read from the venue"
     )
 
     # Lake
@@ -142,6 +151,10 @@ class Settings(BaseModel):
     def _state_dir_in_project(self) -> Settings:
         object.__setattr__(self, "state_dir", PROJECT / self.state_dir)
         return self
+
+    @property
+    def spool_location(self) -> Path:
+        return PROJECT / self.spool_dir if self.spool_dir else self.state_dir / "spool"
 
     @property
     def checkpoint_location(self) -> str:

@@ -110,7 +110,7 @@ class Connection:
             except ConnectionClosed as closed:
                 if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
                     reason = f"a frame larger than {self._max_frame_bytes} bytes"
-                    await self._intake.reject(Reject(self._clock.now_ns(), self._feed.name, reason, b""))
+                    self._intake.reject(Reject(self._clock.now_ns(), self._feed.name, reason, b""))
                 raise
             finally:
                 watch.cancel()

@@ -15,14 +15,14 @@ NAMED_AT_MOST = 5
 
 @dataclass(slots=True)
 class Counts:
-    """Counts since the start."""
+    """Counts of one feed since the start."""
 
     frames: int = 0
+    bytes: int = 0
     ticks: int = 0
     rejected: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
     connections: int = 0
-    clock_steps: int = 0
 
 
 class RejectLog:

@@ -3,6 +3,9 @@
 IngestionError
   VenueRefused     no further attempt to connect can succeed
   DeliveryFailed   Kafka will not take a message
+  SpoolInUse       another process writes the spool
+  SpoolFailed      the disk does not take what was received
+  SpoolDamaged     the disk does not give back what it took
 """
 
 from __future__ import annotations
@@ -29,6 +32,18 @@ class VenueRefused(IngestionError):
 
 class DeliveryFailed(IngestionError):
     """Kafka refused a message for good."""
+
+
+class SpoolInUse(IngestionError):
+    """Another process writes the spool."""
+
+
+class SpoolFailed(IngestionError):
+    """What was received could not be made durable, for another reason than a full disk."""
+
+
+class SpoolDamaged(IngestionError):
+    """Records that were durable cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)

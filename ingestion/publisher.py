@@ -1,7 +1,7 @@
 """The way to Kafka.
 
 kafka-python puts no bound on what it holds while a broker is away, so the bound is here: `send` waits when too many
-messages are unacknowledged. Whoever waits reads nothing from its socket, and TCP pushes back on the venue.
+messages are unacknowledged. The others stay in the spool.
 """
 
 from __future__ import annotations
@@ -178,9 +178,9 @@ class KafkaPublisher:
             waited = time.monotonic() - began
             if waited - said > SAY_AGAIN_SECONDS / (1 if said else 10):
                 said = waited
-                log.warning("Kafka at %s acknowledges nothing; reading from the venue pauses", self._servers)
+                log.warning("Kafka at %s acknowledges nothing; what comes stays in the spool", self._servers)
         if said:
-            log.warning("Kafka acknowledges again after %.1f s; reading goes on", time.monotonic() - began)
+            log.warning("Kafka acknowledges again after %.1f s", time.monotonic() - began)
 
     async def flush(self, seconds: float) -> int:
         until = time.monotonic() + seconds

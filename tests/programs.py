@@ -81,13 +81,13 @@ def simulator(folder: Path, *arguments: str) -> Iterator[tuple[Program, str]]:
 
 @contextmanager
 def ingestion(folder: Path, settings: Settings, url: str, *arguments: str) -> Iterator[Program]:
-    """A running ingester of a Binance-like server, with these settings' Kafka and topics.
+    """A running ingester of a Binance-like server, with these settings' Kafka and topics, and its spool in `folder`.
 
     After `program.stop()`, `program.line()` is its summary: received, rejected, published, undelivered.
     """
     names = ("kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "kafka_partitions", "max_frame_bytes")
     given = [text for name in names for text in (flag(name), str(getattr(settings, name)))]
-    arguments = ("--feed", "binance", "--url", url, *given, *arguments)
+    arguments = ("--feed", "binance", "--url", url, "--spool-dir", str(folder / "spool"), *given, *arguments)
     with running_program("ingestion", arguments, folder / "ingestion.log") as program:
         yield program
 

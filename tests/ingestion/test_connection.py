@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
@@ -19,44 +20,30 @@ from ingestion.connection import Connection
 from ingestion.counts import Counts
 from ingestion.errors import VenueRefused
 from ingestion.feeds import make_feed
-from ingestion.intake import Intake
+from ingestion.intake import Intake, Topics
+from ingestion.spool import Spool
 
+TOPICS = Topics("ticks", "rejects")
 Handler = Callable[[ServerConnection], Awaitable[None]]
 TRADE = '{{"stream":"btcusdt@trade","data":{{"e":"trade","s":"BTCUSDT","t":{},"p":"1.50","q":"2","T":1723161601437}}}}'
 
 
-class Memory:
-    """A publisher that keeps what it takes, and takes nothing while `gate` is closed."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[str, bytes, bytes]] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def send(self, topic: str, key: bytes, value: bytes) -> None:
-        await self.gate.wait()
-        self.taken.append((topic, key, value))
-
-    async def flush(self, seconds: float) -> int:
-        return 0
-
-    async def close(self) -> None:
-        self.gate.set()
-
-    def count(self, topic: str) -> int:
-        return sum(1 for taken, _, _ in self.taken if taken == topic)
-
-
 class Desk:
-    """A connection to one server, and what came of it."""
+    """A connection to one server, and what came of it in a spool."""
 
-    def __init__(self, url: str, max_frame_bytes: int = 1 << 20) -> None:
-        self.memory = Memory()
+    def __init__(
+        self, url: str, folder: Path, *, max_frame_bytes: int = 1 << 20, max_spool_bytes: int = 1 << 30
+    ) -> None:
+        self.spool = Spool(folder / "spool", 1.0, max_spool_bytes)
         self.counts = Counts()
-        feed = make_feed("binance", ["bitcoin"], url)
-        self.intake = Intake(feed, self.memory, self.counts, producer="p", ticks_topic="ticks", rejects_topic="rejects")
+        self.intake = Intake(make_feed("binance", ["bitcoin"], url), self.spool, self.counts, TOPICS)
         self.connection = Connection(self.intake, Clock(), max_frame_bytes)
+        self.writing = asyncio.create_task(self.spool.run())
         self.task = asyncio.create_task(self.connection.run())
+
+    def taken(self, topic: str) -> list[bytes]:
+        """What is durable."""
+        return [record.value for record in self.spool.records(0) if record.topic == topic]
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
@@ -69,6 +56,8 @@ class Desk:
         self.connection.stop()
         async with asyncio.timeout(60):
             await self.task
+            self.spool.stop()
+            await self.writing
 
 
 @asynccontextmanager
@@ -80,7 +69,7 @@ async def server(handler: Handler, status: HTTPStatus | None = None) -> AsyncIte
         yield f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream"
 
 
-def test_frames_become_numbered_messages_and_bad_ones_stop_nothing() -> None:
+def test_frames_become_numbered_messages_and_bad_ones_stop_nothing(tmp_path: Path) -> None:
     async def handler(client: ServerConnection) -> None:
         for text in (TRADE.format(1), "not json", TRADE.format(2), '{"stream":"a@b","data":{}}', TRADE.format(3)):
             await client.send(text)
@@ -89,18 +78,18 @@ def test_frames_become_numbered_messages_and_bad_ones_stop_nothing() -> None:
 
     async def scenario() -> None:
         async with server(handler) as url:
-            desk = Desk(url)
+            desk = Desk(url, tmp_path)
             await desk.until(lambda: desk.counts.frames == 6)
             await desk.stop()
-        ticks = [value for topic, _, value in desk.memory.taken if topic == "ticks"]
+        ticks = desk.taken("ticks")
         assert [b'"sequence":%d}' % number in tick for number, tick in enumerate(ticks, 1)] == [True] * 3
-        assert desk.memory.count("rejects") == desk.counts.rejected == 3
+        assert len(desk.taken("rejects")) == desk.counts.rejected == 3
         assert desk.counts.connections == 1
 
     asyncio.run(scenario())
 
 
-def test_an_oversized_frame_is_counted_named_and_the_connection_made_anew() -> None:
+def test_an_oversized_frame_is_counted_named_and_the_connection_made_anew(tmp_path: Path) -> None:
     first = True
 
     async def handler(client: ServerConnection) -> None:
@@ -113,17 +102,17 @@ def test_an_oversized_frame_is_counted_named_and_the_connection_made_anew() -> N
 
     async def scenario() -> None:
         async with server(handler) as url:
-            desk = Desk(url, max_frame_bytes=4096)
+            desk = Desk(url, tmp_path, max_frame_bytes=4096)
             await desk.until(lambda: desk.counts.ticks == 2)
             await desk.stop()
-        (reject,) = [value for topic, _, value in desk.memory.taken if topic == "rejects"]
+        (reject,) = desk.taken("rejects")
         assert b"a frame larger than 4096 bytes" in reject
         assert desk.counts.connections == 2
 
     asyncio.run(scenario())
 
 
-def test_a_venue_that_accepts_and_closes_is_not_asked_more_than_once_a_second() -> None:
+def test_a_venue_that_accepts_and_closes_is_not_asked_more_than_once_a_second(tmp_path: Path) -> None:
     times: list[float] = []
 
     async def handler(client: ServerConnection) -> None:
@@ -131,7 +120,7 @@ def test_a_venue_that_accepts_and_closes_is_not_asked_more_than_once_a_second() 
 
     async def scenario() -> None:
         async with server(handler) as url:
-            desk = Desk(url)
+            desk = Desk(url, tmp_path)
             await desk.until(lambda: len(times) == 3)
             await desk.stop()
 
@@ -140,10 +129,10 @@ def test_a_venue_that_accepts_and_closes_is_not_asked_more_than_once_a_second() 
 
 
 @pytest.mark.parametrize("status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN])
-def test_a_refusal_ends_the_connection_within_seconds(status: HTTPStatus) -> None:
+def test_a_refusal_ends_the_connection_within_seconds(status: HTTPStatus, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with server(lambda client: client.wait_closed(), status) as url:
-            desk = Desk(url + "?apiKey=canary")
+            desk = Desk(url + "?apiKey=canary", tmp_path)
             with pytest.raises(VenueRefused, match=f"HTTP {status.value}") as refused:
                 async with asyncio.timeout(5):
                     await desk.task
@@ -152,7 +141,7 @@ def test_a_refusal_ends_the_connection_within_seconds(status: HTTPStatus) -> Non
     asyncio.run(scenario())
 
 
-def test_stopping_keeps_every_frame_that_the_venue_sent_before_it_heard_of_it() -> None:
+def test_stopping_keeps_every_frame_that_the_venue_sent_before_it_heard_of_it(tmp_path: Path) -> None:
     """Promise 1: nothing received is lost."""
     sent = 0
 
@@ -167,32 +156,32 @@ def test_stopping_keeps_every_frame_that_the_venue_sent_before_it_heard_of_it() 
 
     async def scenario() -> None:
         async with server(handler) as url:
-            desk = Desk(url)
+            desk = Desk(url, tmp_path)
             await desk.until(lambda: desk.counts.ticks > 500)
             await desk.stop()
-        numbers = [int(value.split(b'"trade_id":')[1].split(b",")[0]) for _, _, value in desk.memory.taken]
+        numbers = [int(value.split(b'"trade_id":')[1].split(b",")[0]) for value in desk.taken("ticks")]
         assert numbers == list(range(len(numbers)))
         assert len(numbers) == sent
 
     asyncio.run(scenario())
 
 
-def test_stopping_ends_an_attempt_to_connect_and_a_wait_for_the_next() -> None:
+def test_stopping_ends_an_attempt_to_connect_and_a_wait_for_the_next(tmp_path: Path) -> None:
     async def scenario() -> None:
-        desk = Desk("ws://127.0.0.1:1/stream")
+        desk = Desk("ws://127.0.0.1:1/stream", tmp_path / "one")
         await asyncio.sleep(0)
         await desk.stop()
-        desk = Desk("ws://127.0.0.1:1/stream")
+        desk = Desk("ws://127.0.0.1:1/stream", tmp_path / "other")
         await asyncio.sleep(0.3)
         await desk.stop()
 
     asyncio.run(scenario())
 
 
-def test_a_publisher_without_room_holds_the_venue_back_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_spool_holds_the_venue_back_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded: what is not read stays with the venue. Being held up is not taken for silence."""
-    monkeypatch.setattr(ingestion.connection, "SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr(ingestion.connection, "PONG_SECONDS", 0.1)
+    monkeypatch.setattr(ingestion.connection, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(ingestion.connection, "PONG_SECONDS", 1.0)
     sent = 0
     total = 60_000
 
@@ -204,24 +193,28 @@ def test_a_publisher_without_room_holds_the_venue_back_and_nothing_is_lost(monke
 
     async def scenario() -> None:
         async with server(handler) as url:
-            desk = Desk(url)
-            desk.memory.gate.clear()
+            desk = Desk(url, tmp_path, max_spool_bytes=1 << 20)
             held, before = 0, -1
             while sent != before or sent == 0:
                 before = sent
                 await asyncio.sleep(1.0)
                 held = sent
             assert held < total
-            desk.memory.gate.set()
-            await desk.until(lambda: desk.counts.ticks == total)
+            assert desk.spool.size < 2 << 20
+            numbers: list[int] = []
+            while len(numbers) < total:
+                read = desk.spool.read()
+                numbers.extend(int(record.value.split(b'"trade_id":')[1].split(b",")[0]) for record in read)
+                desk.spool.forget(len(numbers))
+                await asyncio.sleep(0)
             await desk.stop()
         assert desk.counts.connections == 1
-        assert desk.memory.count("ticks") == total
+        assert numbers == list(range(1, total + 1))
 
     asyncio.run(scenario())
 
 
-def test_a_venue_gone_without_a_word_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_venue_gone_without_a_word_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingestion.connection, "SILENCE_SECONDS", 0.2)
     monkeypatch.setattr(ingestion.connection, "PONG_SECONDS", 0.2)
     clients = 0
@@ -236,7 +229,7 @@ def test_a_venue_gone_without_a_word_is_left(monkeypatch: pytest.MonkeyPatch) ->
 
     async def scenario() -> None:
         async with serve(handler, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as listening:
-            desk = Desk(f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream")
+            desk = Desk(f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream", tmp_path)
             await desk.until(lambda: clients == 2)
             over.set()
             desk.task.cancel()

@@ -1,0 +1,93 @@
+"""From the spool to Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from ingestion.errors import DeliveryFailed
+from ingestion.publisher import KafkaPublisher
+from ingestion.spool import Spool
+
+log = logging.getLogger(__name__)
+
+# How soon after Kafka's answer the spool may forget.
+SETTLE_SECONDS = 0.01
+RETRY_SECONDS = 5.0
+
+
+class Delivery:
+    """Sends what the spool holds, in order, and lets it forget what Kafka has acknowledged.
+
+    Only what is durable is sent: a number that Kafka has seen is never given to another tick.
+    """
+
+    def __init__(self, spool: Spool, connect: Callable[[], KafkaPublisher]) -> None:
+        self._spool = spool
+        self._connect = connect
+        self._publisher: KafkaPublisher | None = None
+        self._earlier = 0
+        # Where runs of positions begin: what had been sent before, and the position before the run's first record.
+        self._runs: deque[tuple[int, int]] = deque()
+
+    @property
+    def published(self) -> int:
+        """Messages that Kafka has acknowledged, repeats too."""
+        return self._earlier + (self._publisher.published if self._publisher else 0)
+
+    @property
+    def in_flight(self) -> int:
+        return self._publisher.in_flight if self._publisher else 0
+
+    async def run(self) -> None:
+        """Until cancelled. Raises SpoolDamaged. What Kafka refuses stays in the spool and is tried again."""
+        while True:
+            self._spool.rewind()
+            self._runs.clear()
+            publisher = self._publisher = self._connect()
+            try:
+                await publisher.start()
+                await self._forward(publisher)
+            except DeliveryFailed as error:
+                log.error("%s; it stays in the spool; trying again in %.0f s", error, RETRY_SECONDS)
+            finally:
+                self._settle(publisher)
+                self._earlier, self._publisher = self._earlier + publisher.published, None
+                await publisher.close()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _forward(self, publisher: KafkaPublisher) -> None:
+        sent = 0
+        while True:
+            records = self._spool.read()
+            waiting = publisher.in_flight
+            self._settle(publisher)
+            if not records:
+                await self._spool.more(SETTLE_SECONDS if waiting else None)
+                continue
+            self._runs.append((sent, self._spool.position - len(records)))
+            for record in records:
+                await publisher.send(*record)
+            sent += len(records)
+            # Others have their turn between two batches, even while Kafka takes all at once.
+            await asyncio.sleep(0)
+
+    def _settle(self, publisher: KafkaPublisher) -> None:
+        """Let the spool forget what has been acknowledged since the last time."""
+        published = publisher.published
+        while len(self._runs) > 1 and self._runs[1][0] <= published:
+            self._runs.popleft()
+        if self._runs:
+            sent, position = self._runs[0]
+            self._spool.forget(position + published - sent)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until Kafka has everything that is in the spool, at most so long."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while self._spool.undelivered:
+            await asyncio.sleep(SETTLE_SECONDS)
+            if loop.time() >= until:
+                return

@@ -1,0 +1,457 @@
+"""Between the socket and Kafka: a log on disk. What is durable here is acknowledged, and is not lost.
+
+    FOLDER/00000000000000000000.log   a segment, named by the position of its first record
+    FOLDER/delivered                  up to where Kafka has acknowledged
+    FOLDER/lock                       held by the one process that writes here
+
+Position n is the end of the log's nth record. The producer's name, and how many ticks it has numbered, stand in the
+records and in the head of each segment, so that they are exactly as durable as the ticks.
+
+A group of records is written and synced at most every `fsync_ms`; one that a crash tore is recognised by its checksum,
+was acknowledged to nobody, and is cut off. Segments behind `delivered` are deleted. That file is not synced: after a
+power cut it may name an older position, and records are sent twice, with the same identity.
+
+Why not SQLite (WAL, synchronous=FULL)? It appends durably at 4 to 6 us of processor a tick where this takes 1.4 to 4,
+writes five times as many bytes, and on a full disk it cannot even delete. Removing a file always works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import struct
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from ingestion.errors import SpoolDamaged, SpoolFailed, SpoolInUse
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 16 << 20
+# What may wait in memory for the disk before `room` holds the reader of the socket.
+BUFFER_BYTES = 2 << 20
+READ_BYTES = 64 << 10
+RETRY_SECONDS = 0.5
+SAY_AGAIN_SECONDS = 10.0
+
+# Checksum of the rest; ticks numbered up to and with this record; lengths of topic, key and value, which follow.
+_RECORD = struct.Struct("<IQHHI")
+# Magic, position before the first record, ticks numbered before it, the file's inode, producer, checksum of all that.
+_HEAD = struct.Struct("<8sQQQ16sI")
+_MAGIC = b"TICKS-1\n"
+_CURSOR = struct.Struct("<QI")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Record(NamedTuple):
+    """A message on its way to Kafka."""
+
+    topic: str
+    key: bytes
+    value: bytes
+
+
+@dataclass(slots=True)
+class _Segment:
+    path: Path
+    base: int
+    """Position before its first record."""
+    end: int
+    """Position of its last durable record."""
+    size: int
+    """Bytes that are durable."""
+
+
+class _Head(NamedTuple):
+    base: int
+    sequence: int
+    inode: int
+    producer: str
+
+
+class Spool:
+    """An append-only log with one writer and one reader, both in the same event loop. `run` makes it durable."""
+
+    def __init__(self, folder: Path, fsync_ms: float, max_bytes: int) -> None:
+        """Open it, or begin one. Raises SpoolInUse, SpoolDamaged, or OSError."""
+        self.folder = folder
+        self._fsync_seconds = fsync_ms / 1e3
+        self._max_bytes = max_bytes
+        self._segment_bytes = min(SEGMENT_BYTES, max(max_bytes // 8, 1))
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise SpoolInUse(f"another ingester uses the spool {folder}; give this one its own --spool-dir") from None
+        self._segments: deque[_Segment] = deque()
+        self._buffer = bytearray()
+        self._writing = 0
+        self._stored = 0
+        self._file = -1
+        self._cursor = -1
+        self._read_file = -1
+        self._changed = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._closing = False
+        self._retained: int | None = None
+        self.disk_is_full = False
+        self.producer = ""
+        self.sequence = 0
+        self.position = 0
+        """What `read` has given out."""
+        try:
+            self._recover()
+        except BaseException:
+            self._let_go()
+            raise
+
+    # What is in it
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk and on their way there."""
+        return self._stored + len(self._buffer) + self._writing
+
+    @property
+    def undelivered(self) -> int:
+        """Records that Kafka has not acknowledged."""
+        return self.end - self.delivered
+
+    @property
+    def is_full(self) -> bool:
+        return self.disk_is_full or self.size >= self._max_bytes
+
+    # Opening
+
+    def _recover(self) -> None:
+        paths = sorted(self.folder.glob("*.log"))
+        heads = [self._head(path) for path in paths]
+        if paths and heads[-1] is None:
+            log.warning("spool: %s was never finished, and held nothing: removed", paths[-1])
+            paths.pop().unlink()
+            heads.pop()
+        for path, head in zip(paths, heads, strict=True):
+            if head is None:
+                raise SpoolDamaged(f"the head of {path} is damaged; move it away to go on without its records")
+            if self._segments:
+                self._segments[-1].end = head.base
+            self._segments.append(_Segment(path, head.base, head.base, path.stat().st_size))
+        self._cursor = os.open(self.folder / "delivered", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        noted = os.pread(self._cursor, _CURSOR.size, 0)
+        self.delivered = self._segments[0].base if self._segments else 0
+        if len(noted) == _CURSOR.size and crc32c(noted[:8]) == _CURSOR.unpack(noted)[1]:
+            self.delivered = max(self.delivered, _CURSOR.unpack(noted)[0])
+        self.end = self.durable_end = self.delivered
+        head = heads[-1] if heads else None
+        if head is None:
+            self._begin_anew()
+        else:
+            self._open_last(head)
+        self._stored = sum(segment.size for segment in self._segments)
+        self.rewind()
+        if self.undelivered:
+            log.info("spool: %d messages of an earlier run are still to be sent", self.undelivered)
+
+    def _head(self, path: Path) -> _Head | None:
+        with path.open("rb") as file:
+            read = file.read(_HEAD.size)
+        if len(read) < _HEAD.size:
+            return None
+        magic, base, sequence, inode, producer, checksum = _HEAD.unpack(read)
+        if magic != _MAGIC or checksum != crc32c(read[:-4]):
+            return None
+        return _Head(base, sequence, inode, producer.decode())
+
+    def _open_last(self, head: _Head) -> None:
+        """Find the end of the last segment, and cut off what a crash tore."""
+        last = self._segments[-1]
+        self._file = os.open(last.path, os.O_RDWR | os.O_CLOEXEC)
+        self.producer, self.sequence = head.producer, head.sequence
+        offset, position = _HEAD.size, head.base
+        while chunk := os.pread(self._file, SEGMENT_BYTES, offset):
+            records, length, sequence = _parse(chunk)
+            if not length:
+                break
+            offset, position, self.sequence = offset + length, position + len(records), sequence
+        torn = last.size - offset
+        last.end, last.size = position, offset
+        if torn:
+            log.warning("spool: %d bytes at the end of %s were never acknowledged: cut off", torn, last.path)
+            os.ftruncate(self._file, offset)
+        # A killed process may have written what it did not come to sync.
+        os.fsync(self._file)
+        if position < self.delivered:
+            log.error("spool: %s has lost %d records that Kafka has", last.path, self.delivered - position)
+            self._begin_anew()
+        elif head.inode != os.fstat(self._file).st_ino:
+            log.warning("spool: %s is a copy; from here on the ticks have a producer of their own", self.folder)
+            self.end = self.durable_end = position
+            self._begin_anew()
+        else:
+            self.end = self.durable_end = position
+
+    def _begin_anew(self) -> None:
+        """A new identity: numbers that an earlier one may have given are never given again."""
+        self.producer, self.sequence = uuid.uuid4().hex[:16], 0
+        self._add(self._new_segment(self.end, 0))
+
+    def _new_segment(self, base: int, sequence: int) -> tuple[int, _Segment]:
+        """A file with a head, both durable. Raises OSError; what it began is then found at the next start."""
+        path = self.folder / f"{base:020d}.log"
+        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            inode = os.fstat(file).st_ino
+            head = _HEAD.pack(_MAGIC, base, sequence, inode, self.producer.encode(), 0)[:-4]
+            _write(file, head + crc32c(head).to_bytes(4, "little"), 0)
+            os.fsync(file)
+            directory = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError:
+            os.close(file)
+            path.unlink()
+            raise
+        return file, _Segment(path, base, base, _HEAD.size)
+
+    def _add(self, made: tuple[int, _Segment]) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, segment = made
+        self._segments.append(segment)
+
+    # Writing
+
+    def append(self, topic: str, key: bytes, value: bytes, *, numbered: bool = False) -> int:
+        """Take a record; its position. A numbered one is the producer's next tick, number `sequence` from here on."""
+        if numbered:
+            self.sequence += 1
+        name = topic.encode()
+        body = _RECORD.pack(0, self.sequence, len(name), len(key), len(value))[4:] + name + key + value
+        self._buffer += crc32c(body).to_bytes(4, "little") + body
+        self.end += 1
+        self._dirty.set()
+        return self.end
+
+    async def durable(self, position: int) -> None:
+        """Wait until the records up to `position` are acknowledged."""
+        while self.durable_end < position:
+            await self._changed.wait()
+
+    async def room(self) -> None:
+        """Wait while the spool is full, or the disk slower than the venue."""
+        if len(self._buffer) < BUFFER_BYTES and not self.is_full:
+            return
+        loop = asyncio.get_running_loop()
+        began, said = loop.time(), 0.0
+        while len(self._buffer) >= BUFFER_BYTES or self.is_full:
+            if self.is_full and (not said or loop.time() - said > SAY_AGAIN_SECONDS):
+                said = loop.time()
+                why = "its disk is full" if self.disk_is_full else f"it may hold {self._max_bytes} bytes"
+                log.warning("the spool is full: %s; reading from the venue pauses", why)
+            await asyncio.sleep(0.01)
+        if said:
+            log.warning("the spool has room again after %.1f s; reading goes on", loop.time() - began)
+
+    async def run(self) -> None:
+        """Make durable what is appended, until `close`. Raises SpoolFailed if the disk fails otherwise than full."""
+        loop = asyncio.get_running_loop()
+        while self._buffer or not self._closing:
+            await self._dirty.wait()
+            self._dirty.clear()
+            began = loop.time()
+            if self._buffer:
+                await self._commit()
+            if not self._closing:
+                await asyncio.sleep(max(0.0, self._fsync_seconds - (loop.time() - began)))
+
+    async def _commit(self) -> None:
+        group, self._buffer = self._buffer, bytearray()
+        position, sequence = self.end, self.sequence
+        self._writing = len(group)
+        last = self._segments[-1]
+        said = False
+        while True:
+            try:
+                await asyncio.to_thread(_write_durably, self._file, group, last.size)
+                last.size, last.end, self._writing = last.size + len(group), position, 0
+                self._stored += len(group)
+                self._signal(position)
+                break
+            except OSError as error:
+                said = await self._wait_for_disk(error, said)
+        while last.size >= self._segment_bytes:
+            try:
+                self._add(await asyncio.to_thread(self._new_segment, position, sequence))
+                self._stored += _HEAD.size
+                break
+            except OSError as error:
+                said = await self._wait_for_disk(error, said)
+        if said:
+            self.disk_is_full = False
+            log.warning("spool: the disk has room again")
+        self._forget_segments()
+
+    async def _wait_for_disk(self, error: OSError, said: bool) -> bool:
+        if error.errno not in _FULL:
+            raise SpoolFailed(f"the spool {self.folder} cannot be written: {error}") from error
+        if not said:
+            log.error("spool: no room on the disk of %s; trying until there is", self.folder)
+        self.disk_is_full = True
+        await asyncio.sleep(RETRY_SECONDS)
+        return True
+
+    def _signal(self, position: int) -> None:
+        self.durable_end = position
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def stop(self) -> None:
+        """Let `run` end as soon as everything taken is durable."""
+        self._closing = True
+        self._dirty.set()
+
+    # Reading
+
+    def rewind(self) -> None:
+        """Read again from the first record that Kafka has not acknowledged."""
+        self.position = self.delivered
+        self._open(next(s for s in self._segments if self.position < s.end or s is self._segments[-1]))
+        skip = self.position - self._read_segment.base
+        while skip > 0 and self._offset < self._read_segment.size:
+            records, length, _ = self._read_chunk(skip)
+            self._offset += length
+            skip -= len(records)
+
+    def read(self) -> list[Record]:
+        """The next durable records, some 64 KiB of them; none if all were read. Raises SpoolDamaged."""
+        while self._offset >= self._read_segment.size and self._read_segment is not self._segments[-1]:
+            after = self._segments.index(self._read_segment) + 1
+            if self.position != self._segments[after].base:
+                missing = self._segments[after].base - self.position
+                log.error("spool: %d records before %s are lost", missing, self._segments[after].path)
+                self.position += missing
+            self._open(self._segments[after])
+        if self._offset >= self._read_segment.size:
+            return []
+        records, length, _ = self._read_chunk()
+        self._offset += length
+        self.position += len(records)
+        return records
+
+    async def more(self, seconds: float | None = None) -> None:
+        """Wait until there is something to read, at most so long."""
+        changed = self._changed
+        if self.position >= self.durable_end:
+            try:
+                await asyncio.wait_for(changed.wait(), seconds)
+            except TimeoutError:
+                return
+
+    def _open(self, segment: _Segment) -> None:
+        if self._read_file >= 0:
+            os.close(self._read_file)
+        self._read_file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._read_segment = segment
+        self._offset = _HEAD.size
+
+    def _read_chunk(self, at_most: int | None = None) -> tuple[list[Record], int, int]:
+        left = self._read_segment.size - self._offset
+        for size in (min(left, READ_BYTES), left):
+            found = _parse(os.pread(self._read_file, size, self._offset), at_most)
+            if found[1]:
+                return found
+        raise SpoolDamaged(
+            f"{self._read_segment.path} is damaged at byte {self._offset}; move it away to go on without its records"
+        )
+
+    def records(self, position: int) -> Iterator[Record]:
+        """What is durable after `position`, as far back as it is still here."""
+        for segment in tuple(self._segments):
+            if segment.end <= position:
+                continue
+            found, _, _ = _parse(segment.path.read_bytes()[_HEAD.size : segment.size])
+            yield from found[max(0, position - segment.base) :]
+
+    # Forgetting
+
+    def forget(self, position: int) -> None:
+        """Kafka has everything up to `position`."""
+        if position == self.delivered:
+            return
+        self.delivered = position
+        noted = position.to_bytes(8, "little")
+        try:
+            os.pwrite(self._cursor, noted + crc32c(noted).to_bytes(4, "little"), 0)
+        except OSError as error:
+            # Costs repeats after the next start, and no tick.
+            log.warning("spool: cannot note what is delivered: %s", error)
+        self._forget_segments()
+
+    def retain(self, position: int) -> None:
+        """Keep what comes after `position`, delivered or not, until told of a higher one."""
+        self._retained = position
+
+    def _forget_segments(self) -> None:
+        keep = self.delivered if self._retained is None else min(self.delivered, self._retained)
+        while len(self._segments) > 1 and self._segments[0].end <= keep:
+            if self._segments[0] is self._read_segment:
+                if self.position < self._read_segment.end:
+                    return
+                self._open(self._segments[1])
+            gone = self._segments.popleft()
+            gone.path.unlink()
+            self._stored -= gone.size
+
+    def close(self) -> None:
+        """Let go of the files. What `run` has not made durable is lost."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for file in (self._file, self._read_file, self._cursor, self._lock):
+            if file >= 0:
+                os.close(file)
+        self._file = self._read_file = self._cursor = self._lock = -1
+
+
+def _write(file: int, data: bytes | bytearray, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _write_durably(file: int, data: bytes | bytearray, offset: int) -> None:
+    _write(file, data, offset)
+    os.fdatasync(file)
+
+
+def _parse(data: bytes, at_most: int | None = None) -> tuple[list[Record], int, int]:
+    """The whole records at the start of `data`, their length in bytes, and the last one's sequence."""
+    records: list[Record] = []
+    view = memoryview(data)
+    size, start, last = len(data), 0, 0
+    head, unpack = _RECORD.size, _RECORD.unpack_from
+    while start + head <= size and (at_most is None or len(records) < at_most):
+        checksum, sequence, topic_length, key_length, value_length = unpack(data, start)
+        topic = start + head
+        key = topic + topic_length
+        value = key + key_length
+        end = value + value_length
+        if end > size or crc32c(view[start + 4 : end]) != checksum:
+            break
+        records.append(Record(str(view[topic:key], "utf-8"), data[key:value], data[value:end]))
+        start, last = end, sequence
+    return records, start, last
