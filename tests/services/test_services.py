@@ -40,8 +40,11 @@ def processes(suite: Settings) -> dict[str, psutil.Process]:
 
 @contextmanager
 def sql(suite: Settings) -> Iterator[impala.dbapi.Cursor]:
-    with closing(impala.dbapi.connect("127.0.0.1", suite.sql_port, auth_mechanism="PLAIN")) as connection:
-        yield connection.cursor()
+    with (
+        closing(impala.dbapi.connect("127.0.0.1", suite.sql_port, auth_mechanism="PLAIN")) as connection,
+        connection.cursor() as cursor,
+    ):
+        yield cursor
 
 
 def webhdfs(suite: Settings) -> hdfs.InsecureClient:
