@@ -11,11 +11,8 @@ import getpass
 import gzip
 import itertools
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -28,7 +25,7 @@ import nbclient
 import nbformat
 import psutil
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -46,14 +43,15 @@ from lake.tables import (
     Table,
 )
 from services.control import daemons
+from simulator.market import trades
 from tests.conftest import TEST_CONF
 from tests.listening import beyond_loopback, family, listeners
 from tests.oracle import Lake, Record, RecordedTrade, Row, differences, lake_of, tick_of, traded, trades_in
+from tests.programs import RECORDINGS, ingestion, kafka_records, simulator
 
 pytestmark = pytest.mark.services
 
 TICKS, REJECTS = "end-to-end.ticks", "end-to-end.rejects"
-RECORDINGS = Path(os.environ.get("TICKHOUSE_RECORDINGS", PROJECT.parent / "shared" / "recordings"))
 RECORDED = ("binance-btcusdt-20240809.gz", "binance-ethusdt-20240809.gz")
 RECORDED_TRADES, SIMULATED = 18_556, 18_000
 # Where gold takes one of the two symbols that the test sends for an asset.
@@ -114,15 +112,14 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     real = [RECORDINGS / name for name in RECORDED]
     if all(file.exists() for file in real):
         return real
-    from simulator.frames import binance_trades
-    from simulator.market import trades
-
     opened_ms = 1_723_161_590_000
     file = tmp_path_factory.mktemp("recordings") / "simulated.gz"
     with gzip.open(file, "wt", encoding="utf-8") as lines:
-        market = binance_trades(trades(["bitcoin", "ethereum"], rate=60.0, seed=7), opened_ms)
-        for frame in itertools.islice(market, SIMULATED):
-            lines.write(f"{opened_ms * 1_000_000 + frame.at_ns} {frame.text}\n")
+        for trade in itertools.islice(trades(["bitcoin", "ethereum"], rate=60.0, seed=7), SIMULATED):
+            symbol, at = {"bitcoin": "BTCUSDT", "ethereum": "ETHUSDT"}[trade.asset], opened_ms + trade.at_ms
+            data = {"e": "trade", "E": at, "s": symbol, "t": trade.trade_id, "p": trade.price, "q": trade.quantity}
+            frame = {"stream": f"{symbol.lower()}@trade", "data": {**data, "T": at, "m": trade.buyer_is_maker}}
+            lines.write(f"{at * 1_000_000} {json.dumps(frame)}\n")
     return [file]
 
 
@@ -135,26 +132,15 @@ def recorded(recordings: list[Path]) -> list[RecordedTrade]:
 def ingested(running: Running, recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     """What Kafka holds after ingestion has listened to a venue that replays the recordings."""
     suite = running("kafka", "hdfs")
-    replay = [sys.executable, "-m", "simulator", "--speed", "0", "--replay", *map(str, recordings)]
-    log = tmp_path_factory.mktemp("ingestion") / "log"
-    with subprocess.Popen(replay, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as venue, log.open("w") as errors:
-        assert venue.stdout is not None
-        url = json.loads(venue.stdout.readline())["url"]
-        with subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ingestion", "--conf", str(TEST_CONF), "--feed", "binance", "--url", url),
-                *("--assets", "bitcoin,ethereum", "--ticks-topic", TICKS, "--rejects-topic", REJECTS),
-            ],
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as ingestion:
-            venue.communicate(timeout=PATIENCE)
-            ingestion.send_signal(signal.SIGTERM)
-            told, _ = ingestion.communicate(timeout=PATIENCE)
-    assert ingestion.returncode == 0, log.read_text()
-    counts = json.loads(told.splitlines()[-1])
+    folder = tmp_path_factory.mktemp("ingestion")
+    own = suite.model_copy(update={"ticks_topic": TICKS, "rejects_topic": REJECTS})
+    with (
+        simulator(folder, "--speed", "0", "--replay", *map(str, recordings)) as (venue, url),
+        ingestion(folder, own, url, "--assets", "bitcoin,ethereum") as ingester,
+    ):
+        assert venue.process.wait(PATIENCE) == 0
+        assert ingester.stop() == 0, ingester.log.read_text()
+        counts = ingester.line()
     assert (counts["rejected"], counts["undelivered"]) == (0, 0)
     records = consume(suite)
     assert counts["published"] == len(records)
@@ -163,27 +149,18 @@ def ingested(running: Running, recordings: list[Path], tmp_path_factory: pytest.
 
 def consume(suite: Settings) -> list[Record]:
     """Everything on the test's topics, in order of delivery within each partition."""
-    with closing(KafkaConsumer(bootstrap_servers=suite.kafka_bootstrap_servers)) as consumer:
-        topics = {topic: consumer.partitions_for_topic(topic) for topic in (TICKS, REJECTS)}
-        partitions = [TopicPartition(topic, number) for topic, numbers in topics.items() for number in numbers]
-        consumer.assign(partitions)
-        consumer.seek_to_beginning(*partitions)
-        ends = consumer.end_offsets(partitions)
-        records: list[Record] = []
-        while any(consumer.position(partition) < end for partition, end in ends.items()):
-            for batch in consumer.poll(timeout_ms=1000).values():
-                records += [
-                    Record(
-                        record.topic,
-                        record.partition,
-                        record.offset,
-                        record.key,
-                        record.value,
-                        datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=record.timestamp),
-                    )
-                    for record in batch
-                ]
-    return records
+    return [
+        Record(
+            record.topic,
+            record.partition,
+            record.offset,
+            record.key,
+            record.value,
+            datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=record.timestamp),
+        )
+        for topic in (TICKS, REJECTS)
+        for record in kafka_records(suite, topic)
+    ]
 
 
 GOOD: dict[str, object] = {
