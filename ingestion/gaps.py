@@ -154,16 +154,28 @@ class GapTracker:
             line.highest = reject.trade_id
             line.received_ns = reject.received_ns
 
-    def observe_backfilled(self, tick: Tick) -> bool:
-        """Take note of a tick from a venue's history, in the epoch that it tells; whether it was missing."""
-        line = self._line(tick.source, tick.symbol)
-        if tick.trade_id is None or not _fill(line, tick.trade_epoch, tick.trade_id):
+    def observe_backfilled(self, trade: Tick | Reject, epoch: int) -> bool:
+        """Take note of a trade from a venue's history, of the epoch that was asked for; whether it was missing."""
+        if trade.trade_id is None or trade.symbol is None:
             return False
-        if line.backfilled and line.backfilled[-1][::2] == (tick.trade_epoch, tick.trade_id - 1):
-            line.backfilled[-1] = (tick.trade_epoch, line.backfilled[-1][1], tick.trade_id)
+        line = self._line(trade.source, trade.symbol)
+        if not _fill(line, epoch, trade.trade_id):
+            return False
+        if line.backfilled and line.backfilled[-1][::2] == (epoch, trade.trade_id - 1):
+            line.backfilled[-1] = (epoch, line.backfilled[-1][1], trade.trade_id)
         else:
-            line.backfilled.append((tick.trade_epoch, tick.trade_id, tick.trade_id))
+            line.backfilled.append((epoch, trade.trade_id, trade.trade_id))
         return True
+
+    def observe_again(self, tick: Tick) -> None:
+        """Take note of a tick that was observed before a crash, after the state that was restored."""
+        line = self._line(tick.source, tick.symbol)
+        if tick.trade_id is not None and tick.trade_epoch > line.epoch:
+            line.epoch, line.highest, line.event_ns, line.mentioned = tick.trade_epoch, None, None, None
+        elif tick.trade_id is not None and line.highest is not None and tick.trade_id <= line.highest:
+            _fill(line, tick.trade_epoch, tick.trade_id)
+            return
+        self.observe(tick)
 
     def mentioned(self, source: str, symbol: str, last_trade_id: int, at_ns: int) -> None:
         """A venue tells its latest trade's number, as a heartbeat does."""
@@ -199,6 +211,11 @@ class GapTracker:
             if line.holes or line.rows or line.mentioned or line.changed:
                 rows += self._changes(source, symbol, line, now_ns)
         return rows
+
+    def missing(self, gap: Gap) -> int:
+        """How many trades of a reported gap have not come."""
+        line = self._line(gap.source, gap.symbol)
+        return sum(hole.last - hole.first + 1 for hole in line.holes if _holds(gap, hole))
 
     def open_gaps(self) -> list[tuple[Gap, int | None]]:
         """Reported gaps with numbers, oldest first, each with the venue's time of the last trade before it."""

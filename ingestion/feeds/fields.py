@@ -84,6 +84,7 @@ def trade(
     event_ns: int | None,
     raw: bytes,
     received_ns: int,
+    epoch: int = 0,
 ) -> Tick | Reject:
     """A trade of the instrument from the fields that the venue calls `names`: its id, price, quantity and time."""
     name_of_id, name_of_price, name_of_quantity, name_of_time = names
@@ -109,5 +110,6 @@ def trade(
             event_ns=event_ns,
             quantity=quantity,
             trade_id=trade_id,
+            trade_epoch=epoch,
         )
     return Reject(received_ns, source, reason, raw, instrument.symbol, trade_id)

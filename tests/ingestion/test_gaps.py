@@ -93,8 +93,8 @@ def test_a_gap_that_the_feed_fills_is_filled() -> None:
 def test_a_partial_fill_splits_the_row() -> None:
     tracker = with_hole()
     for number in (23, 24, 27):
-        assert tracker.observe_backfilled(tick(number))
-    assert not tracker.observe_backfilled(tick(23))
+        assert tracker.observe_backfilled(tick(number), 0)
+    assert not tracker.observe_backfilled(tick(23), 0)
     rows = tracker.changes(now(3))
     assert brief(rows) == [
         (20, 22, "open"), (23, 24, "filled"), (25, 26, "open"), (27, 27, "filled"), (28, 29, "open")
@@ -109,7 +109,7 @@ def test_what_cannot_be_filled_is_unfillable_with_its_reason_and_the_rest_filled
     ((gap, before_ns),) = tracker.open_gaps()
     assert before_ns == START
     for number in range(20, 26):
-        tracker.observe_backfilled(tick(number))
+        tracker.observe_backfilled(tick(number), 0)
     rows = tracker.give_up(gap, "the venue has no such trade", now(4))
     assert brief(rows) == [(20, 25, "filled"), (26, 29, "open"), (26, 29, "unfillable")]
     assert rows[-1].reason == "the venue has no such trade"
@@ -128,13 +128,31 @@ def test_a_hole_across_a_restart_is_a_gap_since_the_last_tick() -> None:
     assert (gap.first_missing, gap.last_missing, gap.disconnected_at) == (12, 19, now(2))
 
 
+def test_what_was_observed_after_the_last_save_is_observed_again() -> None:
+    """A crash: the state is older than what is durable in the spool."""
+    tracker = GapTracker()
+    for number in (10, 11, 20):
+        tracker.observe(tick(number))
+    state = json.loads(json.dumps(tracker.to_json()))
+    spooled = [tracker.observe(tick(number, at)) for number, at in ((13, 0), (21, 0), (2, 5), (3, 5), (7, 5))]
+    assert [one.trade_epoch for one in spooled] == [0, 0, 1, 1, 1]
+    again = GapTracker.from_json(state)
+    for one in spooled:
+        again.observe_again(one)
+    again.resumed()
+    assert again.observe(tick(9, 60)).trade_epoch == 1
+    rows = again.changes(now(62))
+    assert brief(rows) == [(12, 12, "open"), (14, 19, "open"), (4, 6, "open"), (8, 8, "open")]
+    assert [row.trade_epoch for row in rows] == [0, 0, 1, 1]
+
+
 def test_open_gaps_survive_a_restart() -> None:
     tracker = with_hole()
     again = GapTracker.from_json(json.loads(json.dumps(tracker.to_json())))
     assert again.open_gaps() == tracker.open_gaps()
     assert again.changes(now(9)) == []
     for number in range(20, 30):
-        again.observe_backfilled(tick(number))
+        again.observe_backfilled(tick(number), 0)
     assert brief(again.changes(now(10))) == [(20, 29, "filled")]
 
 
