@@ -18,7 +18,7 @@ Times in memory are integer nanoseconds since 1970 in UTC.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Literal
 
@@ -199,10 +199,17 @@ class GapTracker:
             self._disconnected(source, symbol, line, line.received_ns)
 
     def follow_anew(self, source: str, symbol: str) -> None:
-        """A symbol is wanted again after a time in which it was not: what was made meanwhile is not missing."""
+        """A symbol is not wanted, or again after a time in which it was not: what is made meanwhile is not missing."""
         line = self._lines.get((source, symbol))
         if line is not None:
             line.highest = line.event_ns = line.disconnected_ns = line.mentioned = None
+            line.received_ns = 0
+
+    def follow_only(self, source: str, symbols: Container[str]) -> None:
+        """After a restart: none but these symbols of a source are still wanted."""
+        for of, symbol in self._lines:
+            if of == source and symbol not in symbols:
+                self.follow_anew(of, symbol)
 
     def changes(self, now_ns: int) -> list[Gap]:
         """The rows to report: new gaps, and those that were filled or filled in part since the last call."""

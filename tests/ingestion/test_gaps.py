@@ -224,6 +224,19 @@ def test_a_symbol_that_was_left_and_comes_back_has_no_gap_between() -> None:
     assert tracker.open_count == 2
 
 
+def test_a_symbol_that_is_not_wanted_after_a_restart_has_no_gap_until_it_is() -> None:
+    tracker = GapTracker()
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        tracker.observe(tick(10, symbol=symbol))
+        tracker.observe(tick(None, symbol=f"price of {symbol}"))
+    tracker.follow_only("binance", ["BTCUSDT", "price of BTCUSDT"])
+    tracker.resumed()
+    assert [gap.symbol for gap in tracker.changes(now(1))] == ["price of BTCUSDT"]
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        tracker.observe(tick(20, 5, symbol=symbol))
+    assert [gap.symbol for gap in tracker.changes(now(9))] == ["BTCUSDT"]
+
+
 def test_without_numbers_the_time_of_the_disconnection_is_the_gap() -> None:
     def price(at: float) -> Tick:
         return replace(tick(None, at, symbol="bitcoin"), source="coincap")
