@@ -248,10 +248,13 @@ class GapTracker:
         """How often the venue has started this symbol's numbers again."""
         return self._line(source, symbol).epoch
 
-    @property
-    def open_count(self) -> int:
-        """Gaps that were reported and are still open."""
-        return sum(len(line.rows) for line in self._lines.values())
+    def open_gap_count(self, source: str) -> int:
+        """Gaps of a source that were reported and are still open."""
+        return sum(len(line.rows) for (of, _), line in tuple(self._lines.items()) if of == source)
+
+    def open_gap_count(self, source: str) -> int:
+        """Gaps of one source that were reported and are still open."""
+        return sum(len(line.rows) for (of, _), line in tuple(self._lines.items()) if of == source)
 
     # State that survives a restart
 

@@ -130,7 +130,7 @@ def test_what_was_missed_is_brought_with_the_same_ids_and_digits(name: str) -> N
         count = len(desk.frames)
         unheard = desk.hear(lambda place: count // 10 < place < count // 2 or place % 997 == 5)
         async with desk.filling() as backfill:
-            await desk.until(lambda: "filled" in desk.memory.statuses() and desk.tracker.open_count == 0)
+            await desk.until(lambda: "filled" in desk.memory.statuses() and desk.tracker.open_gap_count(desk.name) == 0)
         brought = [trade for trade in desk.memory.trades if isinstance(trade, Tick)]
         assert content(brought) == content(unheard)
         assert backfill.filled == len(unheard) > 1_500
@@ -152,7 +152,7 @@ def test_what_the_venue_has_not_is_unfillable_and_the_rest_of_the_gap_filled(
         unheard = desk.hear(lambda place: 100 <= place < 120)
         forgotten = [tick for frame in desk.frames[105:110] for tick in desk.ticks(frame)]
         async with desk.filling() as backfill:
-            await desk.until(lambda: bool(desk.memory.rows) and desk.tracker.open_count == 0)
+            await desk.until(lambda: bool(desk.memory.rows) and desk.tracker.open_gap_count(desk.name) == 0)
         lost, kept = len(forgotten), len(unheard) - len(forgotten)
         # Coinbase's frames are matches and tickers by turns.
         assert desk.memory.statuses() == {"unfillable": lost, "filled": kept}
@@ -189,7 +189,7 @@ def test_a_gap_beyond_the_setting_or_before_the_numbers_began_again_is_not_asked
         )
         assert desk.tracker.observe(later).trade_epoch == 1
         async with desk.filling(most_trades=10):
-            await desk.until(lambda: bool(desk.memory.rows) and desk.tracker.open_count == 0)
+            await desk.until(lambda: bool(desk.memory.rows) and desk.tracker.open_gap_count(desk.name) == 0)
         assert {gap.symbol: gap.reason for gap in desk.memory.rows.values()} == {
             one.symbol: "the venue has started its numbers again since",
             next(symbol for symbol in ("BTCUSDT", "ADAUSDT") if symbol != one.symbol): (

@@ -87,7 +87,7 @@ def test_a_gap_that_the_feed_fills_is_filled() -> None:
         tracker.observe(tick(number))
     (gap,) = tracker.changes(now(3))
     assert (gap.gap_id, gap.status, gap.filled_by, gap.filled_at) == ("binance:BTCUSDT:0:20", "filled", "feed", now(3))
-    assert tracker.open_count == 0
+    assert tracker.open_gap_count("binance") == 0
 
 
 def test_a_partial_fill_splits_the_row() -> None:
@@ -221,7 +221,7 @@ def test_a_symbol_that_was_left_and_comes_back_has_no_gap_between() -> None:
     tracker.observe(tick(1_000, 60))
     tracker.observe(tick(1_002, 60))
     assert brief(tracker.changes(now(62))) == [(1_001, 1_001, "open")]
-    assert tracker.open_count == 2
+    assert tracker.open_gap_count("binance") == 2
 
 
 def test_a_symbol_that_is_not_wanted_after_a_restart_has_no_gap_until_it_is() -> None:
