@@ -252,10 +252,6 @@ class GapTracker:
         """Gaps of a source that were reported and are still open."""
         return sum(len(line.rows) for (of, _), line in tuple(self._lines.items()) if of == source)
 
-    def open_gap_count(self, source: str) -> int:
-        """Gaps of one source that were reported and are still open."""
-        return sum(len(line.rows) for (of, _), line in tuple(self._lines.items()) if of == source)
-
     # State that survives a restart
 
     def to_json(self) -> dict[str, Any]:
