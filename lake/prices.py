@@ -60,41 +60,48 @@ def _names(ticks: DataFrame, window: tuple[Column, ...]) -> list[str]:
     return ticks.select(*window).columns
 
 
-def merged(left: str, right: str) -> dict[str, Column]:
-    """SUMMARY of the ticks of two summaries, whose columns are `left`.x and `right`.x."""
-
-    def both(name: str) -> tuple[Column, Column]:
-        return F.col(f"{left}.{name}"), F.col(f"{right}.{name}")
+def merged(left: Column, right: Column) -> Column:
+    """The SUMMARY struct of the ticks of two SUMMARY structs."""
 
     def sum_of(name: str, type_name: str) -> Column:
-        a, b = both(name)
+        a, b = left[name], right[name]
         return F.coalesce(F.try_add(a, b), F.when(b.isNull(), a), F.when(a.isNull(), b)).try_cast(type_name)
 
     def by_order(name: str, order: str, first: bool) -> Column:
-        (a, b), (a_order, b_order) = both(name), both(order)
-        left_wins = a_order <= b_order if first else a_order >= b_order
-        return F.when(left_wins, a).otherwise(b)
+        a, b = left[order], right[order]
+        return F.when(a <= b if first else a >= b, left[name]).otherwise(right[name])
 
-    a_count, b_count = both("tick_count")
-    a_sum, b_sum = both("price_sum")
-    a_m2, b_m2 = both("price_m2")
+    a_count, b_count = left["tick_count"], right["tick_count"]
+    a_sum, b_sum = left["price_sum"], right["price_sum"]
     count = a_count + b_count
     distance = b_sum.cast("double") / b_count - a_sum.cast("double") / a_count
-    return {
+    columns = {
         "tick_count": count,
         "price_sum": (a_sum + b_sum).cast("DECIMAL(38,12)"),
-        "price_m2": a_m2 + b_m2 + distance * distance * a_count * b_count / count,
-        "high": F.greatest(*both("high")),
-        "low": F.least(*both("low")),
+        "price_m2": left["price_m2"] + right["price_m2"] + distance * distance * a_count * b_count / count,
+        "high": F.greatest(left["high"], right["high"]),
+        "low": F.least(left["low"], right["low"]),
         "open": by_order("open", "open_order", first=True),
         "open_order": by_order("open_order", "open_order", first=True),
         "close": by_order("close", "close_order", first=False),
         "close_order": by_order("close_order", "close_order", first=False),
         "volume": sum_of("volume", PRICE),
         "notional": sum_of("notional", "DECIMAL(38,18)"),
-        "first_event_time": F.least(*both("first_event_time")),
-        "last_event_time": F.greatest(*both("last_event_time")),
+        "first_event_time": F.least(left["first_event_time"], right["first_event_time"]),
+        "last_event_time": F.greatest(left["last_event_time"], right["last_event_time"]),
     }
+    return F.struct(*(columns[name].alias(name) for name in SUMMARY))
+
+
+def merged_by(rows: DataFrame, *key: str) -> DataFrame:
+    """One summary a key, of summaries whose ticks are disjoint. In and out: key, SUMMARY, updated_at (the latest)."""
+    parts = F.collect_list(F.struct(*SUMMARY))
+    return (
+        rows.groupBy(*key)
+        .agg(parts.alias("parts"), F.max("updated_at").alias("updated_at"))
+        .withColumn("whole", F.aggregate(F.slice("parts", 2, F.size("parts")), F.element_at("parts", 1), merged))
+        .select(*key, "whole.*", "updated_at")
+    )
 
 
 def derived(summary: dict[str, Column]) -> dict[str, Column]:
@@ -111,24 +118,29 @@ def derived(summary: dict[str, Column]) -> dict[str, Column]:
     }
 
 
-def price_1m(ticks: DataFrame, at: datetime) -> DataFrame:
-    """gold.price_1m of these ticks alone."""
+def minute_summaries(ticks: DataFrame, at: datetime) -> DataFrame:
+    """source, asset, window_start, SUMMARY, updated_at of these ticks' minutes."""
     start = F.date_trunc("minute", gold_time())
     rows = summaries(ticks, F.col("source"), F.col("asset"), start.alias("window_start"))
+    return rows.withColumn("updated_at", F.lit(at))
+
+
+def price_1m(rows: DataFrame) -> DataFrame:
+    """gold.price_1m of the minutes' summaries, of which several may be of the same minute."""
+    whole = merged_by(rows, *GOLD_PRICE_1M.key)
     return (
-        rows.withColumns(derived({name: F.col(name) for name in SUMMARY}))
+        whole.withColumns(derived({name: F.col(name) for name in SUMMARY}))
         .withColumns(
             {
                 "window_end": F.col("window_start") + F.expr("INTERVAL 1 MINUTE"),
                 "window_date": F.to_date("window_start"),
-                "updated_at": F.lit(at),
             }
         )
         .select(*GOLD_PRICE_1M.column_names)
     )
 
 
-def current_price(ticks: DataFrame, at: datetime) -> DataFrame:
+def newest_ticks(ticks: DataFrame, at: datetime) -> DataFrame:
     """gold.current_price of these ticks alone: each asset's newest by CURRENT_ORDER."""
     order = F.struct(
         F.least("event_time", "received_at").alias("known_at"),
@@ -143,6 +155,12 @@ def current_price(ticks: DataFrame, at: datetime) -> DataFrame:
         F.lit(None).cast("double").alias("change_pct_1m"),
         F.lit(at).alias("updated_at"),
     ).select(*GOLD_CURRENT_PRICE.column_names)
+
+
+def current_price(rows: DataFrame) -> DataFrame:
+    """gold.current_price of rows of that table, of which several may be of the same asset: the newest one."""
+    row = F.struct(*GOLD_CURRENT_PRICE.column_names)
+    return rows.groupBy("asset").agg(F.max_by(row, "current_order").alias("row")).select("row.*")
 
 
 def feeding_gold(ticks: DataFrame, gold_symbols: dict[str, str]) -> DataFrame:

@@ -26,6 +26,9 @@ from pyspark.sql import functions as F
 Instrument = tuple[str, str, int]
 Interval = tuple[int, int]
 
+# Gold time is reported by spans of this length, so that few rows say which parts of gold change.
+SPAN_SECONDS = 600
+
 _STATE = (
     "STRUCT<instruments: ARRAY<STRUCT<source: STRING, symbol: STRING, trade_epoch: BIGINT, "
     "intervals: ARRAY<STRUCT<first: BIGINT, last: BIGINT>>>>, "
@@ -155,9 +158,11 @@ class Seen:
 
 
 def summary(ticks: DataFrame, gold_time: Column) -> DataFrame:
-    """What to add to a Seen after these ticks: a row for each run of trade ids, producer and partition, and asset.
+    """What to add to a Seen after these ticks.
 
-    Out: kind (run, sequence, minute), source, symbol, trade_epoch, producer, kafka_partition, asset, first, last.
+    A row for each run of trade ids, each producer and partition, and each asset and span with its newest minute.
+
+    Out: kind (run, sequence, minute), source, symbol, trade_epoch, producer, kafka_partition, asset, span, first, last.
     """
     by_id = Window.partitionBy("source", "symbol", "trade_epoch").orderBy("trade_id")
     runs = (
@@ -171,8 +176,9 @@ def summary(ticks: DataFrame, gold_time: Column) -> DataFrame:
         .groupBy("producer", "kafka_partition")
         .agg(F.max("sequence").alias("last"))
     )
-    minutes = ticks.groupBy("source", "asset").agg(
-        F.max(F.unix_timestamp(F.date_trunc("minute", gold_time))).alias("last")
+    minute = F.unix_timestamp(F.date_trunc("minute", gold_time))
+    minutes = ticks.groupBy("source", "asset", F.floor(minute / SPAN_SECONDS).alias("span")).agg(
+        F.max(minute).alias("last")
     )
     frames = [
         frame.withColumn("kind", F.lit(kind))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 PRICE = "DECIMAL(28,12)"
 # First by gold time, then by what the venue and the ingester number: a total order of one instrument's ticks.
@@ -44,6 +45,9 @@ class Table:
     partitioned_by: tuple[str, ...] = ()
     # Columns with file statistics, which is what reads and merges are pruned by; others would cost time at each write.
     statistics: tuple[str, ...] = ()
+    # A table that rows are folded into keeps them in files of one span of `file_time` each; None: in one file.
+    file_time: str = ""
+    file_span: timedelta | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -166,6 +170,8 @@ GOLD_PRICE_1M = Table(
     ),
     partitioned_by=("window_date",),
     statistics=("source", "asset", "window_start"),
+    file_time="window_start",
+    file_span=timedelta(minutes=10),
 )
 
 GOLD_CURRENT_PRICE = Table(

@@ -1,25 +1,36 @@
-"""The one way in which Delta tables are created and written.
+"""The one way in which Delta tables are created and written by the stream: exactly once, by one writer at a time.
 
-Exactly once: a micro-batch writes each table at most once, under the transaction id (query, batch). Delta records that
-id with the commit and drops a second write with the same one, so a batch that is replayed after a crash completes what
-was missing and repeats nothing.
+- **Replays.** Each commit carries in its metadata the query and the micro-batch that it is of. A micro-batch writes a
+  table at most once, so a table whose newest such commit is of this micro-batch, or a later one, has it already: the
+  write is dropped. Only the first micro-batch after a start can be a replay, so the log is read once, at the start.
+- **One writer.** Who claims a lake commits an epoch, one above the last, to every table. From then on a
+  commit of an older writer fails: Delta's conflict check knows that both name the same application, if its transaction
+  began before; and if it begins later, it sees the newer epoch and ends with Fenced. A driver that was paused and woken
+  writes nothing, whatever its checkpoint.
+- **Folding.** A table that is folded into has its rows in files of one span of time each. Rows for known keys replace
+  the files of their spans, and no others are read.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
+from delta.exceptions import ConcurrentTransactionException
 from delta.tables import DeltaTable
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from lake.commits import DataFile, TableLog, Transaction
 from lake.tables import Table
 
-_APP_ID = "spark.databricks.delta.write.txnAppId"
-_VERSION = "spark.databricks.delta.write.txnVersion"
+APPLICATION = "tickhouse.writer"
+
+
+class Fenced(RuntimeError):
+    """Another writer has taken over the lake since this one opened it."""
 
 
 def create_table(spark: SparkSession, table: Table, root: str) -> None:
@@ -36,60 +47,162 @@ def create_table(spark: SparkSession, table: Table, root: str) -> None:
     builder.property("tickhouse.key", ",".join(table.key)).execute()
 
 
-@contextmanager
-def transaction(spark: SparkSession, query: str, batch: int) -> Iterator[None]:
-    """Within it, every write of `spark` carries the transaction id (query, batch); at most one write a table.
-
-    The id is a setting of the session, which is the only way for MERGE. Left set, it would drop later writes silently.
-    """
-    spark.conf.set(_APP_ID, query)
-    spark.conf.set(_VERSION, str(batch))
-    try:
-        yield
-    finally:
-        spark.conf.unset(_APP_ID)
-        spark.conf.unset(_VERSION)
+def append(rows: DataFrame, table: Table, root: str) -> None:
+    """Append rows to a table that the stream does not write."""
+    rows.select(*table.column_names).write.format("delta").mode("append").save(table.path(root))
 
 
-def append(rows: DataFrame, table: Table, root: str, metadata: Mapping[str, Any] | None = None) -> None:
-    """Append rows that have exactly the table's columns; `metadata` is kept with the commit, see `last_commit`."""
-    writer = rows.select(*table.column_names).write.format("delta").mode("append")
-    if metadata is not None:
-        writer = writer.option("userMetadata", json.dumps(metadata, separators=(",", ":")))
-    writer.save(table.path(root))
+@dataclass
+class _Written:
+    """What a writer knows of a table: its log, its newest version, its last micro-batch, and its data files."""
+
+    log: TableLog
+    version: int = -1
+    batch: int = -1
+    # Of the newest commit with a micro-batch: what its writer kept there.
+    metadata: dict[str, Any] = field(default_factory=dict)
+    files: list[DataFile] | None = None
 
 
-def merge(
-    rows: DataFrame,
-    table: Table,
-    root: str,
-    update: Mapping[str, Column],
-    only_if: Column | None = None,
-    within: Column | None = None,
-) -> None:
-    """Fold rows into a table: insert those with a new key, else set `update` where `only_if` holds.
+class LakeWriter:
+    """The writer of the lake at root, whose tables exist. It may write once it has claimed it."""
 
-    The expressions see the table's row as `old` and the new one as `new`. `within` narrows which part of the table can
-    have the keys, so that the rest is not read.
-    """
-    same = F.lit(True) if within is None else within
-    for name in table.key:
-        same = same & (F.col(f"old.{name}") == F.col(f"new.{name}"))
-    target = DeltaTable.forPath(rows.sparkSession, table.path(root)).alias("old")
-    (
-        target.merge(rows.alias("new"), same)
-        .whenMatchedUpdate(only_if, set=dict(update))
-        .whenNotMatchedInsert(values={name: F.col(f"new.{name}") for name in table.column_names})
-        .execute()
-    )
+    def __init__(self, spark: SparkSession, root: str, tables: Iterable[Table]) -> None:
+        self.root = root
+        self.epoch = 0
+        self._tables = {table.qualified_name: _Written(TableLog(spark, table.path(root))) for table in tables}
+        self._look()
+
+    def _look(self) -> None:
+        for written in self._tables.values():
+            written.version = written.log.begin().version
+            written.metadata = self._newest(written.log, "batch")
+            written.batch = written.metadata.get("batch", -1)
+
+    def claim(self) -> None:
+        """Fence every earlier writer, and see what the last one left. Raises Fenced if another one claims it too."""
+        logs = {name: written.log for name, written in self._tables.items()}
+        self.epoch = 1 + max(self._newest(log, "epoch").get("epoch", 0) for log in logs.values())
+        for name, log in logs.items():
+            self._commit(name, log.begin(), [], [], {"epoch": self.epoch})
+        self._look()
+
+    @staticmethod
+    def _newest(log: TableLog, key: str) -> dict[str, Any]:
+        """The metadata of the newest commit that has the key there; empty if there is none."""
+        for version in range(log.begin().version, -1, -1):
+            metadata = log.metadata(version)
+            if key in metadata:
+                return metadata
+        return {}
+
+    def batch(self, table: Table) -> int:
+        """The last micro-batch that the table has; -1 if none."""
+        return self._tables[table.qualified_name].batch
+
+    def metadata(self, table: Table) -> dict[str, Any]:
+        """What was kept with the table's last micro-batch, `query` among it; empty if it has none."""
+        return self._tables[table.qualified_name].metadata
+
+    def append(self, rows: DataFrame, table: Table, query: str, batch: int, **metadata: Any) -> None:
+        """Append the rows of a micro-batch, unless the table has it. Raises Fenced."""
+        written = self._tables[table.qualified_name]
+        if batch <= written.batch:
+            return
+        transaction = self._begin(table)
+        added = transaction.write(rows.select(*table.column_names))
+        self._finish(table, transaction, added, [], {"query": query, "batch": batch, **metadata})
+
+    def fold(
+        self,
+        rows: DataFrame,
+        table: Table,
+        query: str,
+        batch: int,
+        spans: Sequence[int],
+        folded: Callable[[DataFrame], DataFrame],
+    ) -> None:
+        """Fold a micro-batch's rows into the table's rows of the same keys, unless the table has the micro-batch.
+
+        `spans` are the numbers of the spans of time (table.file_span) that rows belong to; a table without a time is
+        one span. `folded` makes one row a key of the table's rows and the new ones together. Raises Fenced.
+        """
+        written = self._tables[table.qualified_name]
+        if batch <= written.batch or not spans:
+            return
+        transaction = self._begin(table)
+        if written.files is None:
+            written.files = transaction.files()
+        wanted = set(spans)
+        replaced = [file for file in written.files if not wanted.isdisjoint(_spans_of(file, table))]
+        spans = sorted(wanted.union(*(_spans_of(file, table) for file in replaced)))
+        if replaced:
+            old = rows.sparkSession.read.schema(rows.schema).parquet(*(file.path for file in replaced))
+            rows = old.unionByName(rows)
+        rows = folded(rows.coalesce(1)).select(*table.column_names)
+        if len(spans) > 1:
+            numbers = F.array(*(F.lit(span) for span in spans))
+            rows = rows.repartitionById(len(spans), (F.array_position(numbers, span_of(table)) - 1).cast("int"))
+        added = transaction.write(rows)
+        self._finish(table, transaction, added, replaced, {"query": query, "batch": batch})
+        written.files = [file for file in written.files if file not in replaced] + added
+
+    def _begin(self, table: Table) -> Transaction:
+        """A transaction on the table, of which no newer writer has a commit."""
+        written = self._tables[table.qualified_name]
+        transaction = written.log.begin()
+        for version in range(written.version + 1, transaction.version + 1):
+            epoch = written.log.metadata(version).get("epoch", 0)
+            if epoch > self.epoch:
+                raise Fenced(f"{written.log.path} has been taken over by a newer writer (epoch {epoch})")
+        if transaction.version != written.version:
+            # Maintenance, which moves rows to other files.
+            written.files = None
+        return transaction
+
+    def _finish(
+        self,
+        table: Table,
+        transaction: Transaction,
+        added: Sequence[DataFile],
+        removed: Sequence[DataFile],
+        metadata: dict[str, Any],
+    ) -> None:
+        written = self._tables[table.qualified_name]
+        metadata = {"epoch": self.epoch, **metadata}
+        written.version = self._commit(table.qualified_name, transaction, added, removed, metadata)
+        written.batch, written.metadata = metadata["batch"], metadata
+
+    def _commit(
+        self,
+        name: str,
+        transaction: Transaction,
+        added: Sequence[DataFile],
+        removed: Sequence[DataFile],
+        metadata: dict[str, Any],
+    ) -> int:
+        try:
+            return transaction.commit(added, removed, metadata, APPLICATION, self.epoch)
+        except ConcurrentTransactionException as error:
+            raise Fenced(f"another writer committed to {name} at the same time: {error}") from error
 
 
-def last_commit(spark: SparkSession, table: Table, root: str) -> dict[str, Any] | None:
-    """What `append` kept with the table's newest commit of its own, looking past maintenance; None if there is none."""
-    delta = DeltaTable.forPath(spark, table.path(root))
-    for history in (delta.history(1), delta.history()):
-        row = history.where(F.col("userMetadata").startswith("{")).orderBy(F.desc("version")).first()
-        if row is not None:
-            metadata: dict[str, Any] = json.loads(row["userMetadata"])
-            return metadata
-    return None
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def span_of(table: Table) -> Any:
+    """The number of the span of time that a row's file is of: time // table.file_span, as a BIGINT column."""
+    if table.file_span is None:
+        return F.lit(0).cast("bigint")
+    return F.floor(F.unix_timestamp(table.file_time) / table.file_span.total_seconds())
+
+
+def _spans_of(file: DataFile, table: Table) -> set[int]:
+    if table.file_span is None:
+        return {0}
+    first, last = (_parsed(values[table.file_time]) for values in (file.lowest, file.highest))
+    return set(range((first - _EPOCH) // table.file_span, (last - _EPOCH) // table.file_span + 1))
+
+
+def _parsed(text: str) -> datetime:
+    return datetime.fromisoformat(text)

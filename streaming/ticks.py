@@ -10,7 +10,8 @@ A micro-batch appends its records to bronze, its new valid ticks to silver, the 
 ticks' summaries into gold. If the job dies in between, the next one replays the batch: what is there stays, the rest
 is written. SIGTERM and SIGINT end it after the micro-batch in hand.
 
-Exit codes: 0 ended as told, 1 the query failed, 2 a wrong setting, 3 the checkpoint is not that of the lake's tables.
+Exit codes: 0 ended as told, 1 the query failed, 2 a wrong setting, 3 the checkpoint is not that of the lake's tables,
+4 another writer has the lake, or has taken it over.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from pyspark import inheritable_thread_target
 from pyspark.errors import AnalysisException, StreamingQueryException
@@ -32,14 +34,17 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import Settings, arguments, from_command_line
-from lake import prices, writer
+from lake import prices
+from lake.lease import LakeInUse, Lease
 from lake.seen import Seen, summary
 from lake.tables import BRONZE_TICKS, GOLD_CURRENT_PRICE, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS, TABLES
 from lake.ticks import bronze, gold_time, judged, quarantined, valid_ticks
+from lake.writer import Fenced, LakeWriter, create_table
 
 logger = logging.getLogger("streaming.ticks")
 
-WRONG_CHECKPOINT = 3
+WRONG_CHECKPOINT, FENCED = 3, 4
+STREAMED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
 
 
 class CheckpointError(RuntimeError):
@@ -48,14 +53,15 @@ class CheckpointError(RuntimeError):
 
 @dataclass
 class Lakehouse:
-    """The state between micro-batches: what silver has seen, and until which batch of which query."""
+    """The state between micro-batches: the lake's writer, and what silver has seen."""
 
     spark: SparkSession
     settings: Settings
+    writer: LakeWriter
     seen: Seen = field(default_factory=Seen)
-    # The batch in silver's newest commit: the only one that can be replayed after silver has it.
-    last_batch: int = -1
     idle: threading.Event = field(default_factory=threading.Event)
+    # What ended the query, where another writer did: Spark hands on only its text.
+    fenced: Fenced | None = None
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -66,59 +72,52 @@ class Lakehouse:
         try:
             query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
             assert query, "a micro-batch knows its query"
-            with writer.transaction(records.sparkSession, query, batch):
-                self._write(records, query, batch)
+            self._write(records, query, batch)
+        except Fenced as error:
+            self.fenced = error
+            raise
         finally:
             self.idle.set()
 
     def _write(self, records: DataFrame, query: str, batch: int) -> None:
-        began, at = time.monotonic(), datetime.now(UTC).replace(tzinfo=None)
-        settings, root = self.settings, self.settings.lake_root
-        checked = judged(records, settings.rejects_topic).persist()
+        began, at = time.monotonic(), datetime.now(UTC)
+        lake, topic = self.writer, self.settings.rejects_topic
+        checked = judged(records, topic).persist()
         with ThreadPoolExecutor(5) as threads:
 
-            def start(step: Callable[..., None], *args: object) -> None:
-                running.append(threads.submit(inheritable_thread_target(records.sparkSession)(step), *args))
+            def start(step: Callable[..., None], *args: object, **options: object) -> None:
+                write = partial(step, *args, query=query, batch=batch, **options)
+                running.append(threads.submit(inheritable_thread_target(records.sparkSession)(write)))
 
             running: list[Future[None]] = []
-            start(writer.append, bronze(records, at), BRONZE_TICKS, root, {"query": query, "batch": batch})
+            start(lake.append, bronze(records, at), BRONZE_TICKS)
             ticks = self._new_ticks(checked, batch).persist()
-            seen = self.seen.with_rows(summary(ticks, gold_time()).collect())
-            metadata = {"query": query, "batch": batch, "seen": seen.to_json()}
-            if batch > self.last_batch:
-                start(writer.append, ticks, SILVER_TICKS, root, metadata)
-            gold_ticks = prices.feeding_gold(ticks, settings.gold_symbols)
-            start(self._fold_minutes, gold_ticks, at)
-            start(self._fold_current, gold_ticks, at)
+            found = summary(ticks, gold_time()).collect()
+            seen = self.seen.with_rows(found)
+            start(lake.append, ticks, SILVER_TICKS, seen=seen.to_json())
+            gold_ticks = prices.feeding_gold(ticks, self.settings.gold_symbols)
+            spans = sorted({row.span for row in found if row.kind == "minute"})
+            minutes = prices.minute_summaries(gold_ticks, at)
+            start(lake.fold, minutes, GOLD_PRICE_1M, spans=spans, folded=prices.price_1m)
+            newest = prices.newest_ticks(gold_ticks, at)
+            start(lake.fold, newest, GOLD_CURRENT_PRICE, spans=[0] if spans else [], folded=prices.current_price)
             if not quarantined(checked, at).isEmpty():
-                start(writer.append, quarantined(checked, at), SILVER_QUARANTINE, root)
+                start(lake.append, quarantined(checked, at), SILVER_QUARANTINE)
             for step in running:
                 step.result()
-        self.seen, self.last_batch = seen, batch
+        self.seen = seen
         ticks.unpersist()
         checked.unpersist()
         logger.info("batch %d: %.2f s", batch, time.monotonic() - began)
 
     def _new_ticks(self, checked: DataFrame, batch: int) -> DataFrame:
         valid = valid_ticks(checked, self.settings.future_tolerance_seconds)
-        if batch > self.last_batch:
+        if batch > self.writer.batch(SILVER_TICKS):
             return self.seen.first_deliveries(valid, gold_time())
         # Silver has this batch already: its ticks are those of its records that silver holds.
         places = checked.select(F.col("partition").alias("kafka_partition"), F.col("offset").alias("kafka_offset"))
         silver = checked.sparkSession.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
         return silver.join(places, ["kafka_partition", "kafka_offset"], "left_semi")
-
-    def _fold_minutes(self, ticks: DataFrame, at: datetime) -> None:
-        folded = prices.merged("old", "new")
-        update = {**folded, **prices.derived(folded), "updated_at": F.col("new.updated_at")}
-        writer.merge(prices.price_1m(ticks, at), GOLD_PRICE_1M, self.settings.lake_root, update)
-
-    def _fold_current(self, ticks: DataFrame, at: datetime) -> None:
-        newest = {name: F.col(f"new.{name}") for name in GOLD_CURRENT_PRICE.column_names}
-        newer = F.col("new.current_order") > F.col("old.current_order")
-        writer.merge(
-            prices.current_price(ticks, at), GOLD_CURRENT_PRICE, self.settings.lake_root, newest, only_if=newer
-        )
 
 
 def checkpoint_query(spark: SparkSession, location: str) -> str | None:
@@ -133,24 +132,23 @@ def checkpoint_query(spark: SparkSession, location: str) -> str | None:
 
 
 def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
-    """Create the tables that are absent, and take up the state that the last micro-batch left.
+    """Open the lake for writing, with tables that are absent created, and take up what the last micro-batch left.
 
     Raises CheckpointError if the tables were written by the query of another checkpoint.
     """
     for table in TABLES:
-        writer.create_table(spark, table, settings.lake_root)
-    delivered = writer.last_commit(spark, BRONZE_TICKS, settings.lake_root)
-    last = writer.last_commit(spark, SILVER_TICKS, settings.lake_root)
-    written_by = {commit["query"] for commit in (delivered, last) if commit is not None}
-    if written_by and written_by - {checkpoint_query(spark, settings.checkpoint_location)}:
+        create_table(spark, table, settings.lake_root)
+    lake = LakeWriter(spark, settings.lake_root, STREAMED)
+    written_by = {str(query) for table in STREAMED if (query := lake.metadata(table).get("query"))}
+    if written_by and written_by != {checkpoint_query(spark, settings.checkpoint_location)}:
         raise CheckpointError(
             f"the tables in {settings.lake_root} were written from another checkpoint than "
             f"{settings.checkpoint_location}: going on would write records twice. "
             "Give back that checkpoint (setting checkpoint), or use another lake_root."
         )
-    if last is None:
-        return Lakehouse(spark, settings)
-    return Lakehouse(spark, settings, Seen.from_json(last["seen"]), last["batch"])
+    lake.claim()
+    seen = lake.metadata(SILVER_TICKS).get("seen")
+    return Lakehouse(spark, settings, lake, Seen.from_json(seen) if seen else Seen())
 
 
 def start(spark: SparkSession, settings: Settings, lakehouse: Lakehouse) -> StreamingQuery:
@@ -194,17 +192,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     spark = SparkSession.builder.appName("tickhouse ticks").getOrCreate()
+    lease = Lease(spark, settings.lake_root)
     try:
+        lease.acquire()
         lakehouse = resume(spark, settings)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
         run(start(spark, settings, lakehouse), lakehouse, stop)
     except CheckpointError as error:
         logger.error("%s", error)
         return WRONG_CHECKPOINT
+    except LakeInUse as error:
+        logger.error("%s", error)
+        return FENCED
+    except Fenced as error:
+        logger.error("%s; this one wrote nothing since", error)
+        return FENCED
     except StreamingQueryException as error:
+        if lakehouse.fenced:
+            logger.error("%s; this one wrote nothing since", lakehouse.fenced)
+            return FENCED
         logger.error("the query failed: %s", error)
         return 1
     finally:
+        lease.release()
         spark.stop()
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Hashable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -57,24 +58,13 @@ def frame(spark: SparkSession, ticks: Sequence[Tick]) -> DataFrame:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_merged_summaries_of_any_two_halves_are_the_summary_of_all(spark: SparkSession, seed: int) -> None:
+def test_merged_summaries_of_any_parts_are_the_summary_of_all(spark: SparkSession, seed: int) -> None:
     chance = random.Random(seed)
     ticks = [tick(number, chance) for number in range(60)]
     chance.shuffle(ticks)
-    left, right = (prices.price_1m(frame(spark, half), START) for half in (ticks[:23], ticks[23:]))
-    key = ["source", "asset", "window_start"]
-    update = {
-        name: F.expr(f"CASE WHEN l.tick_count IS NULL THEN r.{name} ELSE l.{name} END") for name in prices.SUMMARY
-    }
-    folded = prices.merged("l", "r")
-    both = F.col("l.tick_count").isNotNull() & F.col("r.tick_count").isNotNull()
-    together = {name: F.when(both, folded[name]).otherwise(update[name]) for name in prices.SUMMARY}
-    same = " AND ".join(f"l.{name} = r.{name}" for name in key)
-    joined = left.alias("l").join(right.alias("r"), F.expr(same), "full")
-    rows = joined.select(
-        *(F.coalesce(f"l.{name}", f"r.{name}").alias(name) for name in (*key, "window_end", "window_date")),
-        *(column.alias(name) for name, column in together.items()),
-    ).withColumns(prices.derived({name: F.col(name) for name in prices.SUMMARY}))
+    parts = [ticks[:23], ticks[23:24], ticks[24:]]
+    cut = [prices.minute_summaries(frame(spark, part), START) for part in parts]
+    rows = prices.price_1m(functools.reduce(DataFrame.unionByName, cut))
     found: dict[Hashable, dict[str, object]] = {
         (row["source"], row["asset"], row["window_start"].replace(tzinfo=UTC)): row.asDict() for row in rows.collect()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
-from lake import writer
 from lake.tables import BRONZE_TICKS, GOLD_CURRENT_PRICE, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS, TABLES, Table
+from lake.writer import LakeWriter
 from streaming.ticks import CheckpointError, resume
 from tests.oracle import Record, Row, differences, lake_of
 
@@ -75,22 +75,18 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
 
     written: list[Table] = []
     only: list[Table] = []
-    real_append, real_merge = writer.append, writer.merge
 
-    def append(rows: DataFrame, table: Table, *args: Any) -> None:
-        if only and table not in only:
-            raise Crash(table.qualified_name)
-        real_append(rows, table, *args)
-        written.append(table)
+    def crashing(real: Callable[..., None]) -> Callable[..., None]:
+        def write(writer: LakeWriter, rows: DataFrame, table: Table, **options: Any) -> None:
+            if only and table not in only:
+                raise Crash(table.qualified_name)
+            real(writer, rows, table, **options)
+            written.append(table)
 
-    def merge(rows: DataFrame, table: Table, *args: Any, **options: Any) -> None:
-        if only and table not in only:
-            raise Crash(table.qualified_name)
-        real_merge(rows, table, *args, **options)
-        written.append(table)
+        return write
 
-    monkeypatch.setattr(writer, "append", append)
-    monkeypatch.setattr(writer, "merge", merge)
+    monkeypatch.setattr(LakeWriter, "append", crashing(LakeWriter.append))
+    monkeypatch.setattr(LakeWriter, "fold", crashing(LakeWriter.fold))
 
     survivors = [[SILVER_TICKS], [BRONZE_TICKS, GOLD_PRICE_1M], [SILVER_TICKS, GOLD_CURRENT_PRICE], [GOLD_PRICE_1M]]
     for batch, survives in enumerate(survivors):
@@ -137,7 +133,7 @@ def test_the_tables_of_another_checkpoint_are_refused(spark: SparkSession, tmp_p
     checkpoint_of(tmp_path / "checkpoint", "q")
     spark.sparkContext.setLocalProperty("sql.streaming.queryId", "q")
     resume(spark, settings).write_batch(frame(spark, [Record("ticks", 0, 0, None, b"no tick")]), 0)
-    assert resume(spark, settings).last_batch == 0
+    assert resume(spark, settings).writer.batch(BRONZE_TICKS) == 0
     for name, query in (("checkpoint", "another"), ("absent", None)):
         if query:
             checkpoint_of(tmp_path / name, query)

@@ -1,0 +1,117 @@
+"""Who writes a lake: a file at its root that the writer renews, so that a second one finds out and leaves it alone.
+
+This is politeness, not safety: two writers that both believe in their lease cannot both write, since `lake.writer`
+fences the older one at each commit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+RENEWAL_SECONDS = 3.0
+# A writer that has not renewed its lease for so long is taken to be gone.
+PATIENCE_SECONDS = 15.0
+
+
+class LakeInUse(RuntimeError):
+    """Another writer renews its lease of the lake."""
+
+
+class Lease:
+    """The lease of the lake at root, renewed in the background from `acquire` to `release`."""
+
+    def __init__(self, spark: SparkSession, root: str, clock: Callable[[], float] = time.monotonic) -> None:
+        jvm = spark._jvm
+        assert jvm is not None
+        self._jvm = jvm
+        self._path = jvm.org.apache.hadoop.fs.Path(f"{root}/_writer")
+        self._files = self._path.getFileSystem(spark._jsc.hadoopConfiguration())
+        self._clock = clock
+        self._root = root
+        self._holder: dict[str, Any] = {"id": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+        self._renewals = 0
+        self._released = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the lease, from nobody or from a writer that is gone. Raises LakeInUse if it is alive."""
+        holder = self._read()
+        if holder is not None and not _is_gone(holder):
+            logger.info("%s has the lease of %s: waiting whether it is alive", _named(holder), self._root)
+            deadline = self._clock() + PATIENCE_SECONDS
+            while self._clock() < deadline:
+                time.sleep(0.5)
+                now = self._read()
+                if now is None:
+                    break
+                if now != holder:
+                    raise LakeInUse(
+                        f"{_named(now)} is writing the lake {self._root}: a lake has one writer. "
+                        "End that one first, or use another lake_root."
+                    )
+        self._write()
+        self._renewer.start()
+
+    def release(self) -> None:
+        """Stop renewing; give the lease back if it is still this writer's."""
+        self._released.set()
+        if self._renewer.is_alive():
+            self._renewer.join()
+        holder = self._read()
+        if holder is not None and holder["id"] == self._holder["id"]:
+            self._files.delete(self._path, False)
+
+    def _renew(self) -> None:
+        while not self._released.wait(RENEWAL_SECONDS):
+            holder = self._read()
+            if holder is not None and holder["id"] != self._holder["id"]:
+                return
+            self._write()
+
+    def _write(self) -> None:
+        self._renewals += 1
+        stream = self._files.create(self._path, True)
+        try:
+            stream.write(bytearray(json.dumps({**self._holder, "renewals": self._renewals}), "utf-8"))
+        finally:
+            stream.close()
+
+    def _read(self) -> dict[str, Any] | None:
+        """Who has the lease; None if nobody has, also while it is being written."""
+        if not self._files.exists(self._path):
+            return None
+        stream = self._files.open(self._path)
+        try:
+            text = self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8")
+        finally:
+            stream.close()
+        return dict(json.loads(text)) if text else None
+
+
+def _is_gone(holder: dict[str, Any]) -> bool:
+    """Whether the process has ended, as far as this machine can tell."""
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _named(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}"
