@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -55,10 +55,18 @@ class Seen:
     instruments: dict[Instrument, tuple[Interval, ...]] = field(default_factory=dict)
     producers: dict[tuple[str, int], int] = field(default_factory=dict)
     minutes: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Trade ids of records in quarantine: they are no ticks, but they are not missing either.
+    rejected: dict[Instrument, tuple[Interval, ...]] = field(default_factory=dict)
+
+    def highest(self, instrument: Instrument) -> int:
+        """The highest trade id seen of an instrument; below all others if there is none."""
+        intervals = self.instruments.get(instrument)
+        return intervals[-1][1] if intervals else -(2**63)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "instruments": [[*key, [list(interval) for interval in runs]] for key, runs in self.instruments.items()],
+            "rejected": [[*key, [list(interval) for interval in runs]] for key, runs in self.rejected.items()],
             "producers": [[*key, highest] for key, highest in self.producers.items()],
             "minutes": [[*key, newest] for key, newest in self.minutes.items()],
         }
@@ -69,22 +77,25 @@ class Seen:
             {(s, y, e): tuple((a, b) for a, b in runs) for s, y, e, runs in state["instruments"]},
             {(p, k): highest for p, k, highest in state["producers"]},
             {(s, a): newest for s, a, newest in state["minutes"]},
+            {(s, y, e): tuple((a, b) for a, b in runs) for s, y, e, runs in state["rejected"]},
         )
 
     def with_rows(self, rows: Iterable[Any]) -> Seen:
         """This state and the rows of `summary`."""
-        instruments, producers, minutes = dict(self.instruments), dict(self.producers), dict(self.minutes)
+        instruments, rejected = dict(self.instruments), dict(self.rejected)
+        producers, minutes = dict(self.producers), dict(self.minutes)
         for row in rows:
-            if row.kind == "run":
+            if row.kind in ("run", "rejected"):
                 key = (row.source, row.symbol, row.trade_epoch)
-                instruments[key] = add_interval(instruments.get(key, ()), (row.first, row.last))
+                known = instruments if row.kind == "run" else rejected
+                known[key] = add_interval(known.get(key, ()), (row.first, row.last))
             elif row.kind == "sequence":
                 place = (row.producer, row.kafka_partition)
                 producers[place] = max(producers.get(place, row.last), row.last)
-            else:
+            elif row.kind == "minute":
                 pair = (row.source, row.asset)
                 minutes[pair] = max(minutes.get(pair, row.last), row.last)
-        return replace(self, instruments=instruments, producers=producers, minutes=minutes)
+        return Seen(instruments, producers, minutes, rejected)
 
     def _frame(self, spark: SparkSession, part: str) -> DataFrame:
         # A literal, which the optimizer turns into a local relation: no job, no Python worker.
@@ -157,20 +168,25 @@ class Seen:
         )
 
 
-def summary(ticks: DataFrame, gold_time: Column) -> DataFrame:
-    """What to add to a Seen after these ticks.
-
-    A row for each run of trade ids, each producer and partition, and each asset and span with its newest minute.
-
-    Out: kind (run, sequence, minute), source, symbol, trade_epoch, producer, kafka_partition, asset, span, first, last.
-    """
+def _runs(numbered: DataFrame) -> DataFrame:
+    """first and last of each run of consecutive trade ids of an instrument."""
     by_id = Window.partitionBy("source", "symbol", "trade_epoch").orderBy("trade_id")
-    runs = (
-        ticks.where(F.col("trade_id").isNotNull())
-        .withColumn("run", F.col("trade_id") - F.row_number().over(by_id))
+    return (
+        numbered.where(F.col("trade_id").isNotNull())
+        .withColumn("run", F.col("trade_id") - F.dense_rank().over(by_id))
         .groupBy("source", "symbol", "trade_epoch", "run")
         .agg(F.min("trade_id").alias("first"), F.max("trade_id").alias("last"))
+        .drop("run")
     )
+
+
+def summary(ticks: DataFrame, rejected: DataFrame, gold_time: Column) -> DataFrame:
+    """What to add to a Seen after these ticks and these records that went to quarantine.
+
+    A row for each run of trade ids of either, each producer and partition, and each asset and span with its newest
+    minute. Out: kind (run, rejected, sequence, minute), source, symbol, trade_epoch, producer, kafka_partition, asset,
+    span, first, last.
+    """
     sequences = (
         ticks.where(F.col("trade_id").isNull() & F.col("producer").isNotNull() & F.col("sequence").isNotNull())
         .groupBy("producer", "kafka_partition")
@@ -180,8 +196,11 @@ def summary(ticks: DataFrame, gold_time: Column) -> DataFrame:
     minutes = ticks.groupBy("source", "asset", F.floor(minute / SPAN_SECONDS).alias("span")).agg(
         F.max(minute).alias("last")
     )
-    frames = [
-        frame.withColumn("kind", F.lit(kind))
-        for kind, frame in (("run", runs.drop("run")), ("sequence", sequences), ("minute", minutes))
-    ]
-    return frames[0].unionByName(frames[1], allowMissingColumns=True).unionByName(frames[2], allowMissingColumns=True)
+    numbered = rejected.where(F.col("source").isNotNull() & F.col("symbol").isNotNull()).select(
+        "source", "symbol", F.coalesce("trade_epoch", F.lit(0).cast("bigint")).alias("trade_epoch"), "trade_id"
+    )
+    kinds = {"run": _runs(ticks), "rejected": _runs(numbered), "sequence": sequences, "minute": minutes}
+    first, *others = (rows.withColumn("kind", F.lit(kind)) for kind, rows in kinds.items())
+    for rows in others:
+        first = first.unionByName(rows, allowMissingColumns=True)
+    return first

@@ -135,6 +135,28 @@ SILVER_QUARANTINE = Table(
     properties={"delta.appendOnly": "true"},
 )
 
+SILVER_GAPS = Table(
+    "silver",
+    "gaps",
+    "A run of ticks known to be missing",
+    key=("gap_id",),
+    columns=(
+        Column("gap_id", "STRING", "source:symbol:trade_epoch:first_missing; without numbers the ingester's"),
+        Column("source", "STRING", "venue"),
+        Column("symbol", "STRING", "the venue's name of the instrument"),
+        Column("trade_epoch", "BIGINT", "raised when a venue starts its numbers again"),
+        Column("first_missing", "BIGINT", "first trade id; null where the venue has no numbers", nullable=True),
+        Column("last_missing", "BIGINT", "last trade id; null where the venue has no numbers", nullable=True),
+        Column("disconnected_at", "TIMESTAMP", "when the connection was lost, if it was", nullable=True),
+        Column("detected_at", "TIMESTAMP", "when it was found"),
+        Column("status", "STRING", "open, filled or unfillable"),
+        Column("reason", "STRING", "why they are missing, or cannot be had", nullable=True),
+        Column("filled_at", "TIMESTAMP", "when the ticks had come", nullable=True),
+        Column("filled_by", "STRING", "what brought them", nullable=True),
+    ),
+    statistics=("gap_id", "source", "symbol"),
+)
+
 GOLD_PRICE_1M = Table(
     "gold",
     "price_1m",
@@ -212,4 +234,12 @@ QUALITY_RESULTS = Table(
     ),
 )
 
-TABLES = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE, QUALITY_RESULTS)
+TABLES = (
+    BRONZE_TICKS,
+    SILVER_TICKS,
+    SILVER_QUARANTINE,
+    SILVER_GAPS,
+    GOLD_PRICE_1M,
+    GOLD_CURRENT_PRICE,
+    QUALITY_RESULTS,
+)

@@ -1,7 +1,7 @@
 """From Kafka to the lake, exactly once: bronze, silver and gold in one query.
 
-In:  Kafka topics of ticks and rejects.
-Out: bronze.ticks, silver.ticks, silver.quarantine, gold.price_1m, gold.current_price.
+In:  Kafka topics of ticks, rejects and gaps.
+Out: bronze.ticks, silver.ticks, silver.quarantine, silver.gaps, gold.price_1m, gold.current_price.
 
     ./spark-submit.sh streaming/ticks.py
     ./spark-submit.sh streaming/ticks.py --once        # what Kafka holds now, then end
@@ -17,6 +17,7 @@ Exit codes: 0 ended as told, 1 the query failed, 2 a wrong setting, 3 the checkp
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 import threading
@@ -29,22 +30,31 @@ from functools import partial
 
 from pyspark import inheritable_thread_target
 from pyspark.errors import AnalysisException, StreamingQueryException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import Settings, arguments, from_command_line
 from lake import prices
+from lake.gaps import Gap, frame, holes, judged_reports, newest, reconciled, reported, unfilled
 from lake.lease import LakeInUse, Lease
 from lake.seen import Seen, summary
-from lake.tables import BRONZE_TICKS, GOLD_CURRENT_PRICE, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS, TABLES
+from lake.tables import (
+    BRONZE_TICKS,
+    GOLD_CURRENT_PRICE,
+    GOLD_PRICE_1M,
+    SILVER_GAPS,
+    SILVER_QUARANTINE,
+    SILVER_TICKS,
+    TABLES,
+)
 from lake.ticks import bronze, gold_time, judged, quarantined, valid_ticks
 from lake.writer import Fenced, LakeWriter, create_table
 
 logger = logging.getLogger("streaming.ticks")
 
 WRONG_CHECKPOINT, FENCED = 3, 4
-STREAMED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
+STREAMED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, SILVER_GAPS, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
 
 
 class CheckpointError(RuntimeError):
@@ -59,6 +69,10 @@ class Lakehouse:
     settings: Settings
     writer: LakeWriter
     seen: Seen = field(default_factory=Seen)
+    # The rows of silver.gaps that are not filled, by gap_id.
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    # Reports of numbers above the newest that silver has seen of their instrument: they count once it has.
+    early: list[Gap] = field(default_factory=list)
     idle: threading.Event = field(default_factory=threading.Event)
     # What ended the query, where another writer did: Spark hands on only its text.
     fenced: Fenced | None = None
@@ -81,8 +95,9 @@ class Lakehouse:
 
     def _write(self, records: DataFrame, query: str, batch: int) -> None:
         began, at = time.monotonic(), datetime.now(UTC)
-        lake, topic = self.writer, self.settings.rejects_topic
-        checked = judged(records, topic).persist()
+        lake, settings = self.writer, self.settings
+        checked = judged(records.where(F.col("topic") != settings.gaps_topic), settings.rejects_topic).persist()
+        reports = judged_reports(records.where(F.col("topic") == settings.gaps_topic)).persist()
         with ThreadPoolExecutor(5) as threads:
 
             def start(step: Callable[..., None], *args: object, **options: object) -> None:
@@ -92,23 +107,46 @@ class Lakehouse:
             running: list[Future[None]] = []
             start(lake.append, bronze(records, at), BRONZE_TICKS)
             ticks = self._new_ticks(checked, batch).persist()
-            found = summary(ticks, gold_time()).collect()
+            bad = checked.where(F.col("rule").isNotNull())
+            found = summary(ticks, bad, gold_time()).collect()
             seen = self.seen.with_rows(found)
-            start(lake.append, ticks, SILVER_TICKS, seen=seen.to_json())
+            changed, early = self._gaps(found, seen, reported(reports), at)
+            start(lake.append, ticks, SILVER_TICKS, seen=seen.to_json(), early=[gap.to_json() for gap in early])
+            if changed:
+                rows = frame(records.sparkSession, changed)
+                start(lake.fold, rows, SILVER_GAPS, spans=[0], folded=newest)
             gold_ticks = prices.feeding_gold(ticks, self.settings.gold_symbols)
             spans = sorted({row.span for row in found if row.kind == "minute"})
             minutes = prices.minute_summaries(gold_ticks, at)
             start(lake.fold, minutes, GOLD_PRICE_1M, spans=spans, folded=prices.price_1m)
-            newest = prices.newest_ticks(gold_ticks, at)
-            start(lake.fold, newest, GOLD_CURRENT_PRICE, spans=[0] if spans else [], folded=prices.current_price)
-            if not quarantined(checked, at).isEmpty():
-                start(lake.append, quarantined(checked, at), SILVER_QUARANTINE)
+            current = prices.newest_ticks(gold_ticks, at)
+            start(lake.fold, current, GOLD_CURRENT_PRICE, spans=[0] if spans else [], folded=prices.current_price)
+            wrong = quarantined(checked.unionByName(reports, allowMissingColumns=True), at)
+            if not wrong.isEmpty():
+                start(lake.append, wrong, SILVER_QUARANTINE)
             for step in running:
                 step.result()
-        self.seen = seen
-        ticks.unpersist()
-        checked.unpersist()
+        self.seen, self.early = seen, early
+        self.gaps = unfilled([*self.gaps.values(), *changed])
+        for cached in (ticks, checked, reports):
+            cached.unpersist()
         logger.info("batch %d: %.2f s", batch, time.monotonic() - began)
+
+    def _gaps(self, found: Sequence[Row], seen: Seen, reports: list[Gap], at: datetime) -> tuple[list[Gap], list[Gap]]:
+        """(rows of silver.gaps that change, reports that are early)."""
+        said = [*self.early, *reports]
+        early = [
+            gap
+            for gap in said
+            if gap.interval and gap.status != "filled" and gap.interval[1] > seen.highest(gap.instrument)
+        ]
+        instruments = {(row.source, row.symbol, row.trade_epoch) for row in found if row.kind in ("run", "rejected")}
+        instruments |= {gap.instrument for gap in said if gap.interval}
+        missing = {
+            instrument: holes(seen.instruments.get(instrument, ()), seen.rejected.get(instrument, ()))
+            for instrument in instruments
+        }
+        return reconciled(self.gaps, missing, said, at), early
 
     def _new_ticks(self, checked: DataFrame, batch: int) -> DataFrame:
         valid = valid_ticks(checked, self.settings.future_tolerance_seconds)
@@ -147,8 +185,14 @@ def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
             "Give back that checkpoint (setting checkpoint), or use another lake_root."
         )
     lake.claim()
-    seen = lake.metadata(SILVER_TICKS).get("seen")
-    return Lakehouse(spark, settings, lake, Seen.from_json(seen) if seen else Seen())
+    kept = lake.metadata(SILVER_TICKS)
+    gaps = spark.read.format("delta").load(SILVER_GAPS.path(settings.lake_root)).where(F.col("status") != "filled")
+    return Lakehouse(
+        *(spark, settings, lake),
+        seen=Seen.from_json(kept["seen"]) if kept else Seen(),
+        gaps=unfilled(Gap(*row) for row in gaps.select(*SILVER_GAPS.column_names).collect()),
+        early=[Gap.from_json(gap) for gap in kept.get("early", [])],
+    )
 
 
 def start(spark: SparkSession, settings: Settings, lakehouse: Lakehouse) -> StreamingQuery:
@@ -156,7 +200,8 @@ def start(spark: SparkSession, settings: Settings, lakehouse: Lakehouse) -> Stre
     records = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", settings.kafka_bootstrap_servers)
-        .option("subscribe", f"{settings.ticks_topic},{settings.rejects_topic}")
+        # A pattern, so that a topic that does not exist yet is waited for.
+        .option("subscribePattern", "|".join(re.escape(topic) for topic in settings.topics))
         .option("startingOffsets", "earliest")
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
@@ -184,7 +229,15 @@ def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> N
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(
         __doc__,
-        *("kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "lake_root", "checkpoint", "trigger_seconds"),
+        *(
+            "kafka_bootstrap_servers",
+            "ticks_topic",
+            "rejects_topic",
+            "gaps_topic",
+            "lake_root",
+            "checkpoint",
+            "trigger_seconds",
+        ),
         *("max_offsets_per_trigger", "once", "future_tolerance_seconds", "gold_symbols"),
     )
     settings, _ = from_command_line(parser, argv)

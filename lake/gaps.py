@@ -1,0 +1,184 @@
+"""Which ticks are known to be missing: silver.gaps.
+
+The ingester reports (topic `gaps`), silver decides: a number is missing if it lies between two trade ids that silver has
+seen, and neither silver nor quarantine has it. So what a report says of a range (why, since when, that it cannot be
+filled) counts for the numbers of it that are missing, and a hole that nobody reported is a row all the same. A row of
+which some numbers have come is split. A venue that does not number its trades has only the reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lake.seen import Instrument, Interval
+from lake.tables import SILVER_GAPS
+
+UNREPORTED = "no tick with these ids has come"
+LATER_DELIVERY = "a later delivery"
+STATUSES = ("open", "filled", "unfillable")
+_REPORT = ", ".join(f"{column.name} {column.type}" for column in SILVER_GAPS.columns)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A row of silver.gaps; ids and times as there."""
+
+    gap_id: str
+    source: str
+    symbol: str
+    trade_epoch: int
+    first_missing: int | None
+    last_missing: int | None
+    disconnected_at: datetime | None
+    detected_at: datetime
+    status: str
+    reason: str | None
+    filled_at: datetime | None = None
+    filled_by: str | None = None
+
+    @property
+    def instrument(self) -> Instrument:
+        return (self.source, self.symbol, self.trade_epoch)
+
+    @property
+    def interval(self) -> Interval | None:
+        if self.first_missing is None or self.last_missing is None:
+            return None
+        return (self.first_missing, self.last_missing)
+
+    def to_json(self) -> dict[str, Any]:
+        times = {name: value.isoformat() for name, value in asdict(self).items() if isinstance(value, datetime)}
+        return {**asdict(self), **times}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Gap:
+        times = ("disconnected_at", "detected_at", "filled_at")
+        return cls(**{**row, **{name: datetime.fromisoformat(row[name]) for name in times if row[name]}})
+
+    def of(self, interval: Interval) -> Gap:
+        """What this row says, of an interval of the same instrument."""
+        first, last = interval
+        gap_id = f"{self.source}:{self.symbol}:{self.trade_epoch}:{first}"
+        return replace(self, gap_id=gap_id, first_missing=first, last_missing=last)
+
+
+def minus(intervals: Iterable[Interval], taken: Sequence[Interval]) -> list[Interval]:
+    """The numbers of the sorted, disjoint intervals that no interval of `taken`, likewise, has."""
+    left: list[Interval] = []
+    for first, last in intervals:
+        for low, high in taken:
+            if high < first or low > last:
+                continue
+            if low > first:
+                left.append((first, low - 1))
+            first = high + 1
+        if first <= last:
+            left.append((first, last))
+    return left
+
+
+def common(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """The numbers that both have."""
+    return [
+        (max(first, low), min(last, high))
+        for first, last in intervals
+        for low, high in others
+        if max(first, low) <= min(last, high)
+    ]
+
+
+def holes(seen: Sequence[Interval], known: Sequence[Interval]) -> list[Interval]:
+    """The missing numbers: those between the intervals of `seen`, without those of `known`."""
+    between = [(left[1] + 1, right[0] - 1) for left, right in zip(seen, seen[1:], strict=False)]
+    return minus(between, known)
+
+
+def reconciled(
+    rows: Mapping[str, Gap], missing: Mapping[Instrument, Sequence[Interval]], reports: Iterable[Gap], at: datetime
+) -> list[Gap]:
+    """The rows of silver.gaps that change.
+
+    rows: those that are not filled, by gap_id. missing: all holes of each instrument that has any or had a row. reports:
+    what the ingester said, oldest first.
+    """
+    reports = list(reports)
+    after: dict[str, Gap] = {gap.gap_id: gap for gap in reports if gap.interval is None}
+    for instrument, intervals in missing.items():
+        said = [gap for gap in (*rows.values(), *reports) if gap.instrument == instrument and gap.interval]
+        for gap in _missing_rows(instrument, intervals, [gap for gap in said if gap.status != "filled"], at):
+            after[gap.gap_id] = gap
+        filled_by = [gap for gap in said if gap.status == "filled"]
+        for row in rows.values():
+            if row.instrument == instrument and row.interval:
+                for gap in _filled_rows(row, minus([row.interval], intervals), filled_by, at):
+                    after[gap.gap_id] = gap
+    return [gap for gap_id, gap in after.items() if rows.get(gap_id) != gap]
+
+
+def _missing_rows(
+    instrument: Instrument, intervals: Sequence[Interval], said: Sequence[Gap], at: datetime
+) -> Iterator[Gap]:
+    """A row for each part of the holes of which the same was said last; for the rest, one that nobody reported."""
+    left = list(intervals)
+    for gap in reversed(said):
+        assert gap.interval is not None
+        for part in common(left, [gap.interval]):
+            yield gap.of(part)
+        left = minus(left, [gap.interval])
+    for part in left:
+        yield Gap("", *instrument, None, None, None, at, "open", UNREPORTED).of(part)
+
+
+def _filled_rows(row: Gap, parts: Sequence[Interval], said: Sequence[Gap], at: datetime) -> Iterator[Gap]:
+    for part in parts:
+        by = next((gap for gap in reversed(said) if gap.interval and common([part], [gap.interval])), None)
+        yield replace(
+            row.of(part),
+            status="filled",
+            filled_at=by.filled_at if by else at,
+            filled_by=by.filled_by if by else LATER_DELIVERY,
+        )
+
+
+def unfilled(gaps: Iterable[Gap]) -> dict[str, Gap]:
+    """By gap_id the last of each, without those that are filled."""
+    return {gap_id: gap for gap_id, gap in {gap.gap_id: gap for gap in gaps}.items() if gap.status != "filled"}
+
+
+def judged_reports(records: DataFrame) -> DataFrame:
+    """Records of topic `gaps`: value, topic, partition, offset, the gap as a struct, and rule and reason if it is none."""
+    gap = F.from_json(F.col("value").cast("string"), _REPORT)
+    required = [column.name for column in SILVER_GAPS.columns if not column.nullable]
+    is_gap = F.col("gap.status").isin(*STATUSES)
+    for name in required:
+        is_gap = is_gap & F.col(f"gap.{name}").isNotNull()
+    bad = ~F.coalesce(is_gap, F.lit(False))
+    return records.select("value", "topic", "partition", "offset", gap.alias("gap")).select(
+        "*",
+        F.when(bad, F.lit("gap")).alias("rule"),
+        F.when(bad, F.lit("the value is not a row of silver.gaps")).alias("reason"),
+    )
+
+
+def reported(judged: DataFrame) -> list[Gap]:
+    """The gaps of `judged_reports`, in order of delivery; a report is about a gap, so they are few."""
+    rows = judged.where(F.col("rule").isNull()).orderBy("partition", "offset").select("gap.*").collect()
+    return [Gap(*row) for row in rows]
+
+
+def frame(spark: SparkSession, changed: Iterable[Gap]) -> DataFrame:
+    """The rows as a frame for `newest`: silver.gaps with `changed`, true."""
+    rows = [(*astuple(gap), True) for gap in changed]
+    return spark.createDataFrame(rows, f"{_REPORT}, changed BOOLEAN")
+
+
+def newest(rows: DataFrame) -> DataFrame:
+    """silver.gaps of rows of that table, whose `changed` is null, and of changed rows, which take their place."""
+    row = F.struct(*SILVER_GAPS.column_names)
+    return rows.groupBy("gap_id").agg(F.max_by(row, F.col("changed").isNotNull()).alias("row")).select("row.*")
