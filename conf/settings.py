@@ -19,9 +19,18 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -82,20 +91,55 @@ class Settings(BaseModel):
     kafka_bootstrap_servers: Address = Field("127.0.0.1:29092", description="HOST:PORT of Kafka brokers")
     ticks_topic: Topic = Field("ticks", description="topic of the ticks")
     rejects_topic: Topic = Field("rejects", description="topic of the frames that no feed could turn into ticks")
+    gaps_topic: Topic = Field("gaps", description="topic of the ticks that are known to be missing")
     kafka_partitions: Count = Field(4, description="partitions of a topic, fixed when it is created")
     kafka_retention_hours: Count = Field(168, description="hours that Kafka keeps a record")
     kafka_retention_bytes: Count = Field(8 << 30, description="bytes that Kafka keeps of a partition")
 
     # Ingestion
-    feed: str = Field("binance", description="venue adapter: binance")
+    feed: str = Field("binance", description="venue: binance, coinbase, kraken or coincap")
     url: WebSocketUrl | None = Field(None, description="WebSocket address of the venue; default: the feed's own")
     assets: Names = Field(
         ["bitcoin", "ethereum", "cardano", "solana", "dogecoin"],
         min_length=1,
         description="canonical names, comma-separated",
     )
+    discover: Literal["named", "top", "all"] = Field(
+        "named", description="follow the named assets, the top ones by market capitalisation, or all USD and USDT pairs"
+    )
+    top_assets: int = Field(50, ge=1, le=2_000, description="how many assets discover = top follows")
+    discovery_seconds: float = Field(
+        3_600.0, gt=0, le=86_400, description="the assets to follow are looked up again every so often"
+    )
+    rest_urls: Mapped = Field({}, description="REST addresses where not the venues' own, as FEED=URL")
+    backfill_max_trades: int = Field(
+        100_000, ge=0, description="a gap of more trades is not filled from the venue's history; 0: none is"
+    )
+    fallback_feeds: Names = Field(
+        [], description="venues that take over, in this order, while those before are silent or broken"
+    )
+    fallback_urls: Mapped = Field({}, description="their WebSocket addresses where not the feeds' own, as FEED=URL")
+    all_feeds_at_once: bool = Field(False, description="listen to the fallback feeds all the time")
+    failover_seconds: float = Field(
+        3.0, gt=0, le=600, description="a feed that says nothing for so long is replaced by the next"
+    )
+    healthy_seconds: float = Field(
+        30.0, ge=0, le=86_400, description="a feed that has spoken again for so long has the others closed"
+    )
+    coincap_api_key: SecretStr | None = Field(
+        None, description="CoinCap's key; in the environment, TICKHOUSE_COINCAP_API_KEY, and never a flag"
+    )
+    record: Path | None = Field(
+        None, description="keep every frame as it came in FILE-FEED-TIME.gz, which the simulator replays"
+    )
+    record_bytes: Count = Field(256 << 20, description="begin a new recording after so many bytes of frames")
+    metrics_port: int = Field(
+        29108, ge=0, le=65_535, description="port on loopback of /metrics, /healthz and /status; 0: any that is free"
+    )
+    stale_seconds: float = Field(30.0, gt=0, description="/healthz fails when no tick has come for so long")
+    log_format: Literal["text", "json"] = Field("text", description="text for people, or json: one object a line")
     max_frame_bytes: Count = Field(1 << 20, description="a larger frame is rejected and its connection closed")
-    max_in_flight: Count = Field(20_000, description="records not yet acknowledged by Kafka before reading pauses")
+    max_in_flight: Count = Field(20_000, description="records on their way to Kafka; the others stay in the spool")
     stop_seconds: float = Field(
         30.0, ge=0, le=3_600, description="a stopping ingester waits so long for Kafka to take what is in the spool"
     )

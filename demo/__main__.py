@@ -105,8 +105,10 @@ class Demo:
 
     def how_to_query(self) -> list[str]:
         """Lines that say how to query by SQL, or why not yet."""
-        if self._registered is None or not self._registered.done():
-            return ["SQL: starts once gold has its first row; the streaming job takes half a minute to its first"]
+        if self._registered is None:
+            return ["The first row of gold takes half a minute; then SQL starts."]
+        if not self._registered.done():
+            return ["SQL: the Thrift Server starts"]
         try:
             number = self._registered.result()
         except (AnotherLake, SqlError, TTransportException, services.ServiceError) as error:

@@ -1,11 +1,11 @@
-"""From a venue's live feed to Kafka: `python -m ingestion --feed binance --assets bitcoin,ethereum`
+"""From venues' live feeds to Kafka: `python -m ingestion --feed binance --assets bitcoin,ethereum`
 
 What is received is first made durable in a spool on disk, then sent to Kafka. Runs until SIGINT or SIGTERM, then
 sends what the spool holds for up to stop_seconds; the next start sends the rest. Its last line is JSON with its counts.
-A second signal ends it at once.
+A second signal ends it at once. `python -m ingestion status` tells how the running one is.
 
 Exit codes: 0 everything received is in Kafka or in the spool; 2 wrong settings; 3 the venue refused the connection;
-4 something that was received could not be made durable.
+4 something that was received could not be made durable; `status`: 0 healthy, 1 not, 3 none is running.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import psutil
+from pythonjsonlogger.json import JsonFormatter
 
 from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, from_command_line
 from ingestion.clock import Clock
@@ -25,121 +29,248 @@ from ingestion.connection import Connection
 from ingestion.counts import Counts
 from ingestion.delivery import Delivery
 from ingestion.errors import IngestionError, SpoolInUse, VenueRefused
+from ingestion.failover import Failover, Source
 from ingestion.feeds import Feed, make_feed
+from ingestion.instruments import INSTRUMENTS
 from ingestion.intake import Intake, Topics
+from ingestion.operation import Operation, fetch_status, shown
 from ingestion.publisher import KafkaPublisher
+from ingestion.recording import Recording
+from ingestion.recovery import SECTION, recover_tracker
 from ingestion.spool import Spool
+from ingestion.state import State
 
 log = logging.getLogger("ingestion")
 
 REFUSED, LOST, KILLED = 3, 4, 130
+UNHEALTHY, NOT_RUNNING = 1, 3
 PROGRESS_SECONDS = 5.0
+SAVE_SECONDS = 2.0
 FLAGS = (
-    "feed", "url", "assets", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "kafka_partitions",
+    "feed", "url", "assets", "fallback_feeds", "fallback_urls", "all_feeds_at_once", "failover_seconds",
+    "healthy_seconds", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions",
     "kafka_retention_hours", "kafka_retention_bytes", "max_frame_bytes", "max_in_flight", "stop_seconds",
-    "spool_dir", "spool_fsync_ms", "spool_max_bytes",
+    "spool_dir", "spool_fsync_ms", "spool_max_bytes", "record", "record_bytes", "metrics_port", "stale_seconds",
+    "log_format",
 )  # fmt: skip
 
 
 class Ingester:
     """The parts, and the order in which they start and stop."""
 
-    def __init__(self, settings: Settings, feed: Feed, spool: Spool) -> None:
+    def __init__(self, settings: Settings, feeds: Sequence[Feed], spool: Spool) -> None:
         self._settings = settings
         self._spool = spool
         self._clock = Clock()
         self._clock_steps = 0
-        self._intake = Intake(feed, spool, Counts(), Topics(settings.ticks_topic, settings.rejects_topic))
-        self._connection = Connection(self._intake, self._clock, settings.max_frame_bytes)
+        self._topics = Topics(settings.ticks_topic, settings.rejects_topic, settings.gaps_topic)
+        self._state = State.load(spool.folder)
+        self._tracker = recover_tracker(self._state, spool, self._topics)
+        spool.retain(self._state.position)
+        self._recording = Recording(settings.record, settings.record_bytes) if settings.record else None
+        self._intakes = [Intake(feed, spool, Counts(), self._topics, self._tracker) for feed in feeds]
+        self._failover = Failover(
+            [Source(intake, self._connect) for intake in self._intakes],
+            failover_seconds=settings.failover_seconds,
+            healthy_seconds=settings.healthy_seconds,
+            at_once=settings.all_feeds_at_once,
+        )
         self._delivery = Delivery(spool, lambda: KafkaPublisher(settings))
+        self._process = psutil.Process()
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+
+    def _connect(self, intake: Intake) -> Connection:
+        record = None if self._recording is None else self._recording.take
+        return Connection(intake, self._clock, self._settings.max_frame_bytes, record=record)
+
+    def _parts(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs beside reading, writing and sending, until it is cancelled or fails."""
+        parts = [self._progress(), self._save()]
+        if self._recording is not None:
+            parts.append(self._recording.run())
+        return parts
 
     async def run(self) -> int:
         """Ingest until a signal, then empty the spool as far as Kafka takes it; the exit code."""
         stop = _stop_on_signal()
-        loop = asyncio.get_running_loop()
-        exit_code = 0
         writing = asyncio.create_task(self._spool.run())
-        reading = asyncio.create_task(self._connection.run())
-        # They end only by an error, or when they are cancelled.
-        others = [asyncio.create_task(part) for part in (self._delivery.run(), self._progress())]
+        listening = asyncio.create_task(self._failover.run())
+        sending = asyncio.create_task(self._delivery.run())
+        parts = [asyncio.create_task(part) for part in self._parts()]
         stopped = asyncio.create_task(stop.wait())
-        everything = (writing, reading, *others, stopped)
+        everything = (writing, listening, sending, *parts, stopped)
         await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
-        deadline = loop.time() + self._settings.stop_seconds
-        self._connection.stop()
-        await asyncio.wait((reading, writing), timeout=self._settings.stop_seconds, return_when=asyncio.FIRST_COMPLETED)
-        reading.cancel()
+
+        deadline = self._loop.time() + self._settings.stop_seconds
+        listening.cancel()
+        if not writing.done():
+            await self._failover.stop(self._settings.stop_seconds)
         self._spool.stop()
-        await asyncio.wait((writing,), timeout=max(0.0, deadline - loop.time()))
-        if not others[0].done():
-            await self._delivery.drain(deadline - loop.time())
+        await asyncio.wait((writing,), timeout=max(0.0, deadline - self._loop.time()))
+        if not sending.done():
+            await self._delivery.drain(deadline - self._loop.time())
         for task in everything:
             task.cancel()
+        exit_code = 0
         for result in await asyncio.gather(*everything, return_exceptions=True):
             if isinstance(result, IngestionError):
                 log.error("%s", result)
                 exit_code = REFUSED if isinstance(result, VenueRefused) else LOST
             elif isinstance(result, Exception):
                 raise result
-        remaining = self._spool.undelivered
-        lost = self._spool.end - self._spool.durable_end
-        if lost:
-            log.error("%d messages that were received could not be made durable", lost)
+        self._note_gaps()
+        self._state.save(self._spool.durable_end)
+        summary = self._summary()
+        if summary["lost"]:
+            log.error("%d messages that were received could not be made durable", summary["lost"])
             exit_code = LOST
-        if remaining - lost:
+        if remaining := summary["undelivered"] - summary["lost"]:
             log.warning("%d messages remain in the spool %s; the next start sends them", remaining, self._spool.folder)
-        self._intake.rejects.end_period()
-        print(json.dumps(self._summary()), flush=True)
+        for intake in self._intakes:
+            intake.rejects.end_period()
+        print(json.dumps(summary), flush=True)
         return exit_code
 
     def _summary(self) -> dict[str, int]:
-        counts = self._intake.counts
+        counts = [intake.counts for intake in self._intakes]
         return {
-            "frames": counts.frames,
-            "received": counts.ticks,
-            "rejected": counts.rejected,
-            "ignored": counts.ignored.total(),
+            "frames": sum(each.frames for each in counts),
+            "received": sum(each.ticks for each in counts),
+            "rejected": sum(each.rejected for each in counts),
+            "ignored": sum(each.ignored.total() for each in counts),
             "published": self._delivery.published,
             "undelivered": self._spool.undelivered,
             "lost": self._spool.end - self._spool.durable_end,
-            "connections": counts.connections,
+            "connections": sum(each.connections for each in counts),
+            "takeovers": self._failover.takeovers,
             "clock_steps": self._clock_steps,
         }
 
+    def status(self) -> dict[str, Any]:
+        """How it is; may be asked from another thread."""
+        summary = self._summary()
+        now = self._loop.time()
+        feeds = {}
+        for source in self._failover.sources:
+            counts, connection = source.intake.counts, source.connection
+            heard = max(self._began, counts.heard)
+            feeds[source.name] = {
+                "frames": counts.frames,
+                "bytes": counts.bytes,
+                "ticks": counts.ticks,
+                "rejected": counts.rejected,
+                "connections": counts.connections,
+                "backfilled": counts.backfilled,
+                "up": int(connection is not None and connection.is_up),
+                "quiet_seconds": now - heard,
+                "gaps_open": self._tracker.open_gap_count(source.name),
+            }
+        trouble = []
+        quiet = min(feed["quiet_seconds"] for feed in feeds.values())
+        if quiet > self._settings.stale_seconds:
+            trouble.append(f"no feed has said anything for {quiet:.0f} s")
+        if self._spool.is_full:
+            trouble.append("the spool is full, and nothing is read")
+        if self._spool.age_seconds > self._settings.stale_seconds:
+            trouble.append(f"Kafka has acknowledged nothing for {self._spool.age_seconds:.0f} s")
+        return summary | {
+            "trouble": trouble,
+            "pid": os.getpid(),
+            "seconds": now - self._began,
+            "producer": self._spool.producer,
+            "spool_bytes": self._spool.size,
+            "spool_full": int(self._spool.is_full),
+            "spool_age_seconds": self._spool.age_seconds,
+            "lag_seconds": self._spool.lag_seconds,
+            "memory_bytes": self._process.memory_info().rss,
+            "feeds": feeds,
+        }
+
+    def _note_gaps(self) -> None:
+        self._state.sections[SECTION] = self._tracker.to_json()
+
+    async def _save(self) -> None:
+        """Keep what the next start must know, for as much of the spool as is durable."""
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            if self._spool.end == self._state.position:
+                continue
+            self._note_gaps()
+            position = self._spool.end
+            await self._spool.durable(position)
+            if await asyncio.to_thread(self._state.save, position):
+                self._spool.retain(position)
+
     async def _progress(self) -> None:
         """A line on what is going on, every few seconds."""
-        counts = self._intake.counts
-        loop = asyncio.get_running_loop()
-        before, since = 0, loop.time()
+        before, since = 0, self._began
         for turn in itertools.count(1):
             await asyncio.sleep(PROGRESS_SECONDS)
+            summary = self._summary()
             log.info(
                 "received %d, published %d, rejected %d, in the spool %d, %.0f ticks/s",
-                counts.ticks,
-                self._delivery.published,
-                counts.rejected,
-                self._spool.undelivered,
-                (counts.ticks - before) / (loop.time() - since),
+                summary["received"],
+                summary["published"],
+                summary["rejected"],
+                summary["undelivered"],
+                (summary["received"] - before) / (self._loop.time() - since),
             )
-            before, since = counts.ticks, loop.time()
+            before, since = summary["received"], self._loop.time()
             if turn % 2 == 0:
-                self._intake.rejects.end_period()
+                for intake in self._intakes:
+                    intake.rejects.end_period()
             step = self._clock.check()
             if step:
                 self._clock_steps += 1
                 log.warning("the machine's clock was set by %+.3f s; receipt times go on from the start's", step / 1e9)
 
 
-async def ingest(settings: Settings, feed: Feed) -> int:
-    """The exit code. Raises SettingsError where there can be no spool."""
+def make_feeds(settings: Settings) -> list[Feed]:
+    """The preferred venue and those that may take over, each with those of the assets that it trades.
+
+    Raises SettingsError.
+    """
+    key = None if settings.coincap_api_key is None else settings.coincap_api_key.get_secret_value()
+    feeds = [make_feed(settings.feed, settings.assets, settings.url, key)]
+    for name in settings.fallback_feeds:
+        traded = INSTRUMENTS.get(name, {})
+        assets = [asset for asset in settings.assets if asset in traded] or settings.assets
+        feeds.append(make_feed(name, assets, settings.fallback_urls.get(name), key))
+    names = [feed.name for feed in feeds]
+    if len(set(names)) < len(names) or not set(settings.fallback_urls) <= set(names[1:]):
+        raise SettingsError("fallback_feeds and fallback_urls name other venues than feed, each once")
+    return feeds
+
+
+async def ingest(settings: Settings, feeds: Sequence[Feed]) -> int:
+    """The exit code. Raises SettingsError where there can be no spool, or the port for metrics is taken."""
     try:
         spool = Spool(settings.spool_location, settings.spool_fsync_ms, settings.spool_max_bytes)
     except (SpoolInUse, OSError) as error:
         raise SettingsError(f"spool_dir: {error}") from error
     try:
-        return await Ingester(settings, feed, spool).run()
+        ingester = Ingester(settings, feeds, spool)
+        try:
+            operation = Operation(settings.metrics_port, ingester.status, spool.folder)
+        except OSError as error:
+            raise SettingsError(f"metrics_port = {settings.metrics_port}: {error}") from error
+        try:
+            return await ingester.run()
+        finally:
+            await asyncio.to_thread(operation.close)
     finally:
         spool.close()
+
+
+def tell_status(settings: Settings) -> int:
+    """Print how the running ingester is; the exit code."""
+    status = fetch_status(settings.spool_location)
+    if status is None:
+        print(f"no ingester is running with the spool {settings.spool_location}")
+        return NOT_RUNNING
+    print(shown(status))
+    return UNHEALTHY if status["trouble"] else 0
 
 
 def _stop_on_signal() -> asyncio.Event:
@@ -157,15 +288,27 @@ def _stop_on_signal() -> asyncio.Event:
     return stop
 
 
+def _set_up_logging(kind: str) -> None:
+    handler = logging.StreamHandler()
+    if kind == "json":
+        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # Each attempt of kafka-python's to reach a broker is a line; `publisher` says it in one.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__, *FLAGS)
     parser.prog = "python -m ingestion"
-    settings, _ = from_command_line(parser, argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Each attempt of kafka-python's to reach a broker is a line; `publisher` says it in one.
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    parser.add_argument("command", nargs="?", choices=["run", "status"], default="run", help="default: run")
+    settings, given = from_command_line(parser, argv)
+    if given.command == "status":
+        return tell_status(settings)
+    _set_up_logging(settings.log_format)
     try:
-        return asyncio.run(ingest(settings, make_feed(settings.feed, settings.assets, settings.url)))
+        return asyncio.run(ingest(settings, make_feeds(settings)))
     except SettingsError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return USAGE_ERROR

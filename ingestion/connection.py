@@ -1,10 +1,18 @@
-"""A connection to a venue, kept up: the thin shell around a feed that does its input and output."""
+"""A connection to a venue, kept up: the thin shell around a feed that does its input and output.
+
+A connection that will not last - the venue cuts it after a day, or asks for a new one, or it is alive and says
+nothing - is replaced: the new one is up and speaks before the old one is closed, so that nothing is missed. What both
+brought is the same trade twice, with one id.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -14,48 +22,110 @@ from websockets.frames import CloseCode
 from ingestion.clock import Clock
 from ingestion.errors import VenueRefused, delays, next_step
 from ingestion.intake import Intake
-from ingestion.ticks import Reject
+from ingestion.ticks import Control, Reject
 
 log = logging.getLogger(__name__)
 
-# A venue that says nothing for so long is asked whether it is still there, and left if it does not answer.
-SILENCE_SECONDS = 20.0
-PONG_SECONDS = 10.0
+# A silent venue is asked whether it is still there, and left if it does not answer in so long.
+PONG_SECONDS = 5.0
+# One that answers and yet says nothing for so many times its feed's silence is connected to anew.
+SILENCES = 10
+# Before the venue's own cut, this much earlier at most, and this part of a connection's life.
+LEAD_SECONDS, LEAD = 600.0, 0.1
+# A new connection has so long to say something before the old one is closed.
+OVERLAP_SECONDS = 10.0
 # A connection that lasted so long was a good one: the next delay starts from the shortest again.
 GOOD_SECONDS = 30.0
+# A venue that takes longer to answer the opening handshake is asked again.
+OPEN_SECONDS = 10.0
 # What a venue sent before it answered our goodbye is still read, for so long.
 GOODBYE_SECONDS = 5.0
 # Frames that wait for us before TCP pushes back on the venue.
 FRAMES_WAITING = 256
 
 
+@dataclass(slots=True)
+class _Line:
+    """One WebSocket. Times are the event loop's."""
+
+    socket: ClientConnection
+    opened: float
+    heard: float
+    answered: float
+    spoke: asyncio.Event = field(default_factory=asyncio.Event)
+    due: str = ""
+    """Why it should be replaced."""
+    held: bool = False
+    """We do not read: its silence is ours."""
+    reading: asyncio.Task[None] = field(init=False)
+
+
 class Connection:
     """Connects, hands every frame to the intake, and connects again until `stop`."""
 
-    def __init__(self, intake: Intake, clock: Clock, max_frame_bytes: int) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        clock: Clock,
+        max_frame_bytes: int,
+        *,
+        record: Callable[[str, int, bytes], None] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`record` is given every frame: its source, when it was received, and its bytes."""
         self._intake = intake
         self._feed = intake.feed
         self._clock = clock
         self._max_frame_bytes = max_frame_bytes
+        self._record = record
+        self._sleep = sleep
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._socket: ClientConnection | None = None
-        self._goodbye: asyncio.Task[None] | None = None
-        self._handling = False
+        self._lines: list[_Line] = []
+        self._goodbyes: set[asyncio.Task[None]] = set()
+        self.heard = -math.inf
+        """When the last frame came, by the event loop's clock."""
         address = urlsplit(self._feed.url)
         # Without user and query, which may hold a key.
         self._venue = f"{self._feed.name} at {address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
+    @property
+    def is_up(self) -> bool:
+        return bool(self._lines)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether we do not read from it, because the spool has no room."""
+        return any(line.held for line in self._lines)
+
+    async def send(self, text: str) -> None:
+        """Say something on every connection that is up."""
+        for line in tuple(self._lines):
+            try:
+                await line.socket.send(text)
+            except ConnectionClosed:
+                continue
+
+    def renew(self, reason: str) -> None:
+        """Replace the connection, where there is one."""
+        for line in self._lines:
+            line.due = line.due or reason
+
     def stop(self) -> None:
         """Say goodbye and read what the venue sent before it heard that; then `run` returns."""
         self._stopping.set()
-        if self._socket is not None:
-            self._goodbye = asyncio.ensure_future(self._socket.close())
-        elif self._task is not None:
+        for line in self._lines:
+            self._say_goodbye(line)
+        if not self._lines and self._task is not None:
             self._task.cancel()
 
+    def _say_goodbye(self, line: _Line) -> None:
+        goodbye = asyncio.create_task(line.socket.close())
+        self._goodbyes.add(goodbye)
+        goodbye.add_done_callback(self._goodbyes.discard)
+
     async def run(self) -> None:
-        """Returns after `stop`. Raises VenueRefused, or DeliveryFailed from the intake."""
+        """Returns after `stop`. Raises VenueRefused."""
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         waits = delays(random.Random())
@@ -64,7 +134,7 @@ class Connection:
                 began = loop.time()
                 least_wait = 0.0
                 try:
-                    await self._converse()
+                    await self._keep(await self._open())
                 except (OSError, WebSocketException) as error:
                     step = next_step(error)
                     if step.fatal:
@@ -74,62 +144,137 @@ class Connection:
                     least_wait = step.wait
                 if self._stopping.is_set():
                     break
+                self._intake.disconnected(self._clock.now_ns())
                 lasted = loop.time() - began
                 if lasted > GOOD_SECONDS:
                     waits = delays(random.Random())
-                await asyncio.sleep(max(least_wait, next(waits) - lasted))
+                await self._sleep(max(least_wait, next(waits) - lasted))
         except asyncio.CancelledError:
             # `stop` cancels an attempt to connect, or the wait for the next: no frame is in hand then.
             if not self._stopping.is_set():
                 raise
+        finally:
+            for line in self._lines:
+                line.reading.cancel()
 
-    async def _converse(self) -> None:
-        """One connection, from the opening handshake to its end, which raises ConnectionClosed."""
-        async with connect(
+    async def _open(self) -> _Line:
+        """A connection that is up, and read. Raises OSError or WebSocketException."""
+        socket = await connect(
             self._feed.url,
             max_size=self._max_frame_bytes,
             max_queue=FRAMES_WAITING,
             compression=None,
-            # `_watch` instead: while Kafka holds us up no pong is read, and the connection is good all the same.
+            open_timeout=OPEN_SECONDS,
+            # `_worn` instead: while the spool holds us up no pong is read, and the connection is good all the same.
             ping_interval=None,
             close_timeout=GOODBYE_SECONDS,
-        ) as socket:
-            self._socket = socket
-            self._intake.counts.connections += 1
-            log.info("%s: connected", self._venue)
-            watch = asyncio.create_task(self._watch(socket))
-            try:
-                for text in self._feed.opening_frames():
-                    await socket.send(text)
-                while True:
-                    frame = await socket.recv(decode=False)
-                    received_ns = self._clock.now_ns()
-                    self._handling = True
-                    await self._intake.frame(frame, received_ns)
-                    self._handling = False
-            except ConnectionClosed as closed:
-                if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
-                    reason = f"a frame larger than {self._max_frame_bytes} bytes"
-                    self._intake.reject(Reject(self._clock.now_ns(), self._feed.name, reason, b""))
-                raise
-            finally:
-                watch.cancel()
-                self._handling = False
-                self._socket = None
+        )
+        now = asyncio.get_running_loop().time()
+        line = _Line(socket, opened=now, heard=now, answered=now)
+        self._intake.counts.connections += 1
+        log.info("%s: connected", self._venue)
+        self._lines.append(line)
+        line.reading = asyncio.create_task(self._read(line))
+        if self._stopping.is_set():
+            self._say_goodbye(line)
+        return line
 
-    async def _watch(self, socket: ClientConnection) -> None:
-        """Cut a connection whose other end has gone without a word."""
-        counts = self._intake.counts
+    async def _read(self, line: _Line) -> None:
+        """Until the connection's end, which raises ConnectionClosed."""
+        loop = asyncio.get_running_loop()
+        try:
+            for text in self._feed.opening_frames():
+                await line.socket.send(text)
+            while True:
+                frame = await line.socket.recv(decode=False)
+                received_ns = self._clock.now_ns()
+                if self._record is not None:
+                    self._record(self._feed.name, received_ns, frame)
+                line.held = True
+                controls = await self._intake.frame(frame, received_ns)
+                line.held = False
+                self.heard = self._intake.counts.heard = line.heard = loop.time()
+                line.spoke.set()
+                for control in controls:
+                    self._heed(control, line)
+        except ConnectionClosed as closed:
+            if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
+                reason = f"a frame larger than {self._max_frame_bytes} bytes"
+                self._intake.reject(Reject(self._clock.now_ns(), self._feed.name, reason, b""))
+            raise
+        finally:
+            self._lines.remove(line)
+
+    def _heed(self, control: Control, line: _Line) -> None:
+        if control.kind == "reconnect":
+            line.due = f"the venue asks for it: {control.text}"
+        elif control.kind == "refused":
+            raise VenueRefused(f"{self._venue}: {control.text}")
+        elif control.kind == "error":
+            log.warning("%s: the venue says: %s", self._venue, control.text)
+
+    async def _keep(self, line: _Line) -> None:
+        """Replace the connection as often as is due; raises ConnectionClosed at the end of the last."""
+        waits = delays(random.Random())
         while True:
-            frames = counts.frames
-            await asyncio.sleep(SILENCE_SECONDS)
-            if counts.frames != frames or self._handling:
-                continue
+            worn = asyncio.create_task(self._worn(line))
             try:
-                await asyncio.wait_for(await socket.ping(), PONG_SECONDS)
-            except TimeoutError:
-                log.warning("%s: silent for %d s", self._venue, SILENCE_SECONDS + PONG_SECONDS)
-                socket.transport.abort()
-                return
-            except ConnectionClosed:
-                return
+                await asyncio.wait((line.reading, worn), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                worn.cancel()
+            if line.reading.done():
+                return line.reading.result()
+            log.info("%s: a new connection is due: %s", self._venue, line.due)
+            try:
+                successor = await self._open()
+            except (OSError, WebSocketException) as error:
+                log.warning("%s: no new connection yet: %s", self._venue, next_step(error).reason)
+                await asyncio.wait((line.reading,), timeout=next(waits))
+                continue
+            spoke = asyncio.create_task(successor.spoke.wait())
+            await asyncio.wait((spoke, successor.reading), timeout=OVERLAP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            spoke.cancel()
+            if successor.reading.done() and not line.reading.done():
+                successor.reading.exception()
+                log.warning("%s: the new connection has ended at once", self._venue)
+                await asyncio.wait((line.reading,), timeout=next(waits))
+                continue
+            self._say_goodbye(line)
+            await asyncio.wait((line.reading,))
+            if not isinstance(line.reading.exception(), ConnectionClosed):
+                line.reading.result()
+            line = successor
+            waits = delays(random.Random())
+
+    async def _worn(self, line: _Line) -> None:
+        """Returns when the connection is to be replaced. Cuts it if its other end has gone without a word."""
+        loop = asyncio.get_running_loop()
+        lifetime = self._feed.connection_lifetime_seconds or math.inf
+        ends = line.opened + lifetime - min(LEAD_SECONDS, LEAD * lifetime)
+        silence = self._feed.silence_seconds
+        while not line.due:
+            now = loop.time()
+            quiet = 0.0 if line.held else now - line.heard
+            if now >= ends:
+                line.due = f"the venue cuts it after {lifetime:.0f} s"
+            elif quiet >= SILENCES * silence:
+                line.due = f"it answers and has said nothing for {quiet:.0f} s"
+            elif quiet >= silence and now - line.answered >= silence:
+                if not await self._answers(line):
+                    log.warning("%s: silent for %.1f s: left", self._venue, quiet)
+                    line.socket.transport.abort()
+                    await asyncio.wait((line.reading,))
+                    return
+                line.answered = loop.time()
+            await asyncio.sleep(min(silence / 4, 0.5))
+
+    async def _answers(self, line: _Line) -> bool:
+        heard = line.heard
+        try:
+            await asyncio.wait_for(await line.socket.ping(), PONG_SECONDS)
+        except TimeoutError:
+            # A pong waits behind the frames that we have not read.
+            return line.held or line.heard != heard
+        except ConnectionClosed:
+            pass
+        return True

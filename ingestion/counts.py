@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -23,6 +24,9 @@ class Counts:
     rejected: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
     connections: int = 0
+    backfilled: int = 0
+    heard: float = -math.inf
+    """When the last frame came, by the event loop's clock."""
 
 
 class RejectLog:

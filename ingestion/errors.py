@@ -60,11 +60,13 @@ def next_step(error: Exception) -> NextStep:
     if isinstance(error, ssl.SSLCertVerificationError):
         return NextStep(True, f"its certificate is not valid: {error}")
     if isinstance(error, InvalidURI):
-        return NextStep(True, str(error))
+        # Its own message holds the address, and so maybe a key.
+        return NextStep(True, "its address is not one of a WebSocket")
     if isinstance(error, InvalidStatus):
         status = error.response.status_code
         reason = f"it answered HTTP {status} {error.response.reason_phrase}"
-        if status in (401, 403):
+        # 451: for legal reasons this venue is closed to us; the next source may not be.
+        if status in (401, 403, 451):
             return NextStep(True, reason)
         if status in (418, 429):
             return NextStep(False, reason, _seconds(error.response.headers.get("Retry-After")))

@@ -198,6 +198,10 @@ class GapTracker:
         for (source, symbol), line in self._lines.items():
             self._disconnected(source, symbol, line, line.received_ns)
 
+    def sources(self) -> set[str]:
+        """Of which anything is known."""
+        return {source for source, _ in self._lines}
+
     def follow_anew(self, source: str, symbol: str) -> None:
         """A symbol is not wanted, or again after a time in which it was not: what is made meanwhile is not missing."""
         line = self._lines.get((source, symbol))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ingestion.counts import Counts, RejectLog
 from ingestion.feeds import Feed
+from ingestion.gaps import Gap, GapTracker
 from ingestion.spool import Spool
 from ingestion.ticks import Control, Ignored, Reject, Tick
 
@@ -17,6 +18,7 @@ class Topics:
 
     ticks: str
     rejects: str
+    gaps: str
 
 
 class Intake:
@@ -26,9 +28,10 @@ class Intake:
     partition of Kafka, however many feeds share it.
     """
 
-    def __init__(self, feed: Feed, spool: Spool, counts: Counts, topics: Topics) -> None:
+    def __init__(self, feed: Feed, spool: Spool, counts: Counts, topics: Topics, tracker: GapTracker) -> None:
         self.feed = feed
         self.counts = counts
+        self.tracker = tracker
         self.rejects = RejectLog()
         self._spool = spool
         self._topics = topics
@@ -41,17 +44,19 @@ class Intake:
         await self._spool.room()
         for event in self.feed.receive(frame, received_ns):
             if isinstance(event, Tick):
-                self.tick(event)
+                self._tick(self.tracker.observe(event))
             elif isinstance(event, Ignored):
                 self.counts.ignored[event.kind] += 1
             elif isinstance(event, Control):
                 self.counts.ignored[event.kind] += 1
                 controls.append(event)
+                if event.symbol is not None and event.last_trade_id is not None:
+                    self.tracker.mentioned(self.feed.name, event.symbol, event.last_trade_id, received_ns)
             else:
                 self.reject(event)
         return controls
 
-    def tick(self, tick: Tick) -> None:
+    def _tick(self, tick: Tick) -> None:
         """Number it and take it."""
         self.counts.ticks += 1
         message = tick.to_json(self._spool.producer, self._spool.sequence + 1)
@@ -61,4 +66,29 @@ class Intake:
         """Count, name and take what is no tick."""
         self.counts.rejected += 1
         self.rejects.add(reject)
+        self.tracker.observe_reject(reject)
         self._spool.append(self._topics.rejects, reject.key, reject.to_json())
+
+    def listen_anew(self) -> None:
+        """After a time in which nobody listened to this feed: what it said meanwhile is not missing."""
+        self.tracker.follow_only(self.feed.name, ())
+
+    def disconnected(self, at_ns: int) -> None:
+        """Until the next connection is up nothing comes from this feed."""
+        self.tracker.disconnected(self.feed.name, at_ns)
+
+    async def room(self) -> None:
+        """Wait until the spool takes more. What the tracker has noted is taken in the same step: it cannot be lost."""
+        await self._spool.room()
+
+    def backfilled(self, trade: Tick | Reject) -> None:
+        """Take a trade that the venue's history had."""
+        if isinstance(trade, Tick):
+            self.counts.backfilled += 1
+            self._tick(trade)
+        else:
+            self.reject(trade)
+
+    def report(self, gap: Gap) -> None:
+        """Take a row of silver.gaps."""
+        self._spool.append(self._topics.gaps, gap.key, gap.to_json())

@@ -57,7 +57,7 @@ class KafkaPublisher:
 
     def __init__(self, settings: Settings) -> None:
         self._servers = settings.kafka_bootstrap_servers
-        self._topics = {settings.ticks_topic, settings.rejects_topic}
+        self._topics = {settings.ticks_topic, settings.rejects_topic, settings.gaps_topic}
         self._partitions = settings.kafka_partitions
         self._retention = {
             "retention.ms": str(settings.kafka_retention_hours * 3_600_000),

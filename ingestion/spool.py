@@ -23,6 +23,7 @@ import fcntl
 import logging
 import os
 import struct
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ SEGMENT_BYTES = 16 << 20
 # What may wait in memory for the disk before `room` holds the reader of the socket.
 BUFFER_BYTES = 2 << 20
 READ_BYTES = 64 << 10
+# Times of groups that are remembered; of more, every other one is forgotten.
+MARKS = 4096
 RETRY_SECONDS = 0.5
 SAY_AGAIN_SECONDS = 10.0
 
@@ -105,6 +108,10 @@ class Spool:
         self._dirty = asyncio.Event()
         self._closing = False
         self._retained: int | None = None
+        # (position, when it became durable), of what Kafka has not acknowledged.
+        self._marks: deque[tuple[int, float]] = deque()
+        self.lag_seconds = 0.0
+        """From durable to acknowledged by Kafka, of what was acknowledged last."""
         self.disk_is_full = False
         self.producer = ""
         self.sequence = 0
@@ -127,6 +134,12 @@ class Spool:
     def undelivered(self) -> int:
         """Records that Kafka has not acknowledged."""
         return self.end - self.delivered
+
+    @property
+    def age_seconds(self) -> float:
+        """For how long the oldest record that Kafka has not acknowledged has been here, or been here this time."""
+        oldest = next(iter(self._marks), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest[1]
 
     @property
     def is_full(self) -> bool:
@@ -161,6 +174,7 @@ class Spool:
         self._stored = sum(segment.size for segment in self._segments)
         self.rewind()
         if self.undelivered:
+            self._marks.append((self.end, time.monotonic()))
             log.info("spool: %d messages of an earlier run are still to be sent", self.undelivered)
 
     def _head(self, path: Path) -> _Head | None:
@@ -315,6 +329,9 @@ class Spool:
 
     def _signal(self, position: int) -> None:
         self.durable_end = position
+        self._marks.append((position, time.monotonic()))
+        if len(self._marks) > MARKS:
+            self._marks = deque(list(self._marks)[::2])
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -392,6 +409,8 @@ class Spool:
         if position == self.delivered:
             return
         self.delivered = position
+        while self._marks and self._marks[0][0] <= position:
+            self.lag_seconds = time.monotonic() - self._marks.popleft()[1]
         noted = position.to_bytes(8, "little")
         try:
             os.pwrite(self._cursor, noted + crc32c(noted).to_bytes(4, "little"), 0)

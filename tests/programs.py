@@ -85,9 +85,12 @@ def ingestion(folder: Path, settings: Settings, url: str, *arguments: str) -> It
 
     After `program.stop()`, `program.line()` is its summary: received, rejected, published, undelivered.
     """
-    names = ("kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "kafka_partitions", "max_frame_bytes")
+    names = (
+        "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions", "max_frame_bytes",
+    )  # fmt: skip
     given = [text for name in names for text in (flag(name), str(getattr(settings, name)))]
-    arguments = ("--feed", "binance", "--url", url, "--spool-dir", str(folder / "spool"), *given, *arguments)
+    own = ("--spool-dir", str(folder / "spool"), "--metrics-port", "0")
+    arguments = ("--feed", "binance", "--url", url, *own, *given, *arguments)
     with running_program("ingestion", arguments, folder / "ingestion.log") as program:
         yield program
 

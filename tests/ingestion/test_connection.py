@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
@@ -18,12 +18,14 @@ import ingestion.connection
 from ingestion.clock import Clock
 from ingestion.connection import Connection
 from ingestion.counts import Counts
-from ingestion.errors import VenueRefused
+from ingestion.errors import LONGEST_DELAY, VenueRefused
 from ingestion.feeds import make_feed
+from ingestion.feeds.binance import Binance
+from ingestion.gaps import GapTracker
 from ingestion.intake import Intake, Topics
 from ingestion.spool import Spool
 
-TOPICS = Topics("ticks", "rejects")
+TOPICS = Topics("ticks", "rejects", "gaps")
 Handler = Callable[[ServerConnection], Awaitable[None]]
 TRADE = '{{"stream":"btcusdt@trade","data":{{"e":"trade","s":"BTCUSDT","t":{},"p":"1.50","q":"2","T":1723161601437}}}}'
 
@@ -32,12 +34,18 @@ class Desk:
     """A connection to one server, and what came of it in a spool."""
 
     def __init__(
-        self, url: str, folder: Path, *, max_frame_bytes: int = 1 << 20, max_spool_bytes: int = 1 << 30
+        self,
+        url: str,
+        folder: Path,
+        *,
+        max_frame_bytes: int = 1 << 20,
+        max_spool_bytes: int = 1 << 30,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.spool = Spool(folder / "spool", 1.0, max_spool_bytes)
         self.counts = Counts()
-        self.intake = Intake(make_feed("binance", ["bitcoin"], url), self.spool, self.counts, TOPICS)
-        self.connection = Connection(self.intake, Clock(), max_frame_bytes)
+        self.intake = Intake(make_feed("binance", ["bitcoin"], url), self.spool, self.counts, TOPICS, GapTracker())
+        self.connection = Connection(self.intake, Clock(), max_frame_bytes, sleep=sleep)
         self.writing = asyncio.create_task(self.spool.run())
         self.task = asyncio.create_task(self.connection.run())
 
@@ -128,7 +136,9 @@ def test_a_venue_that_accepts_and_closes_is_not_asked_more_than_once_a_second(tm
     assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
 
 
-@pytest.mark.parametrize("status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN])
+@pytest.mark.parametrize(
+    "status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS]
+)
 def test_a_refusal_ends_the_connection_within_seconds(status: HTTPStatus, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with server(lambda client: client.wait_closed(), status) as url:
@@ -180,7 +190,7 @@ def test_stopping_ends_an_attempt_to_connect_and_a_wait_for_the_next(tmp_path: P
 
 def test_a_full_spool_holds_the_venue_back_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded: what is not read stays with the venue. Being held up is not taken for silence."""
-    monkeypatch.setattr(ingestion.connection, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(Binance, "silence_seconds", 0.3)
     monkeypatch.setattr(ingestion.connection, "PONG_SECONDS", 1.0)
     sent = 0
     total = 60_000
@@ -188,7 +198,7 @@ def test_a_full_spool_holds_the_venue_back_and_nothing_is_lost(tmp_path: Path, m
     async def handler(client: ServerConnection) -> None:
         nonlocal sent
         for sent in range(1, total + 1):
-            await client.send(TRADE.format(sent))
+            await client.send(TRADE.format(sent) + " " * 400)
         await client.wait_closed()
 
     async def scenario() -> None:
@@ -214,8 +224,78 @@ def test_a_full_spool_holds_the_venue_back_and_nothing_is_lost(tmp_path: Path, m
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("why", ["lifetime", "asked", "mute"])
+def test_a_connection_that_will_not_last_is_replaced_before_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Promise 4: Binance cuts a connection after a day, and says so before a restart; nothing is missed by that."""
+    if why == "lifetime":
+        monkeypatch.setattr(Binance, "connection_lifetime_seconds", 1.0)
+    if why == "mute":
+        monkeypatch.setattr(Binance, "silence_seconds", 0.1)
+    clients: set[ServerConnection] = set()
+    most = count = 0
+
+    async def handler(client: ServerConnection) -> None:
+        nonlocal most, count
+        count += 1
+        clients.add(client)
+        most = max(most, len(clients))
+        await client.send(TRADE.format(0))
+        if why == "asked" and count == 1:
+            await client.send('{"e":"serverShutdown","E":1770123456789}')
+        await client.wait_closed()
+        clients.discard(client)
+
+    async def market() -> None:
+        for number in range(1, 10_000):
+            broadcast(clients, TRADE.format(number))
+            await asyncio.sleep(0.005)
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            selling = asyncio.create_task(asyncio.sleep(0) if why == "mute" else market())
+            desk = Desk(url, tmp_path)
+            await desk.until(lambda: desk.counts.connections >= 2 and len(clients) == 1)
+            before = desk.counts.frames
+            await desk.until(lambda: why == "mute" or desk.counts.frames > before + 50)
+            await desk.stop()
+            selling.cancel()
+        numbers = {int(value.split(b'"trade_id":')[1].split(b",")[0]) for value in desk.taken("ticks")}
+        # 0 is each connection's greeting.
+        market_made = sorted(numbers - {0})
+        assert why == "mute" or market_made == list(range(market_made[0], market_made[-1] + 1))
+
+    asyncio.run(scenario())
+    assert most == 2
+
+
+def test_a_thousand_accepts_and_closes_are_a_second_apart_at_least(tmp_path: Path) -> None:
+    """The time between them is asked for, not waited for."""
+    asked: list[float] = []
+    accepted = 0
+
+    async def handler(client: ServerConnection) -> None:
+        nonlocal accepted
+        accepted += 1
+
+    async def sleep(seconds: float) -> None:
+        asked.append(seconds)
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url, tmp_path, sleep=sleep)
+            await desk.until(lambda: accepted >= 1_000)
+            await desk.stop()
+
+    asyncio.run(scenario())
+    assert len(asked) >= 999
+    assert min(asked) > 0.9
+    assert max(asked) <= LONGEST_DELAY * 1.5
+
+
 def test_a_venue_gone_without_a_word_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingestion.connection, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(Binance, "silence_seconds", 0.2)
     monkeypatch.setattr(ingestion.connection, "PONG_SECONDS", 0.2)
     clients = 0
     over = asyncio.Event()

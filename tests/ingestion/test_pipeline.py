@@ -41,7 +41,8 @@ def own(running: Running) -> Settings:
 
 def with_own_topics(settings: Settings) -> Settings:
     name = uuid.uuid4().hex[:8]
-    return settings.model_copy(update={"ticks_topic": f"ticks-{name}", "rejects_topic": f"rejects-{name}"})
+    topics = {topic: f"{topic.partition('_')[0]}-{name}" for topic in ("ticks_topic", "rejects_topic", "gaps_topic")}
+    return settings.model_copy(update=topics)
 
 
 @contextmanager

@@ -1,0 +1,91 @@
+"""Raw frames with the times of their receipt, as `python -m simulator --replay` plays them.
+
+FILE-FEED-TIME.gz has a line `receive_ns FRAME` for each frame. A line break within a frame, which in JSON can only
+stand between tokens, is written as a space; a byte that is not UTF-8 as \\xNN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import time
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 1.0
+# Frames that wait for the disk; above this they are left out, and counted: a recording never holds up the ticks.
+WAITING_BYTES = 32 << 20
+_LINE_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+
+
+class Recording:
+    """Takes frames at once, and writes them in a thread."""
+
+    def __init__(self, file: Path, rotate_bytes: int) -> None:
+        self._file = file
+        self._rotate_bytes = rotate_bytes
+        self._waiting: dict[str, bytearray] = {}
+        self._open: dict[str, tuple[gzip.GzipFile, int]] = {}
+        self.left_out = 0
+
+    def take(self, feed: str, received_ns: int, frame: bytes) -> None:
+        waiting = self._waiting.setdefault(feed, bytearray())
+        if len(waiting) > WAITING_BYTES:
+            self.left_out += 1
+            return
+        waiting += b"%d %b\n" % (received_ns, _text(frame))
+
+    async def run(self) -> None:
+        """Write until cancelled, then write the rest."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_SECONDS)
+                await self._flush()
+        finally:
+            for feed in self._waiting:
+                self._write(feed, self._waiting[feed])
+            for file, _ in self._open.values():
+                file.close()
+
+    async def _flush(self) -> None:
+        for feed in tuple(self._waiting):
+            lines, self._waiting[feed] = self._waiting[feed], bytearray()
+            if lines:
+                await asyncio.shield(asyncio.create_task(asyncio.to_thread(self._write, feed, lines)))
+
+    def _write(self, feed: str, lines: bytearray) -> None:
+        file, written = self._open.get(feed) or (self._begin(feed), 0)
+        try:
+            file.write(lines)
+            # Readable so far, should we be killed.
+            file.flush()
+        except OSError as error:
+            self.left_out += lines.count(b"\n")
+            log.error("the recording %s cannot be written: %s", file.name, error)
+        written += len(lines)
+        if written >= self._rotate_bytes:
+            file.close()
+            self._open.pop(feed, None)
+        else:
+            self._open[feed] = file, written
+
+    def _begin(self, feed: str) -> gzip.GzipFile:
+        moment = time.time_ns()
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(moment // 10**9)) + f".{moment % 10**9 // 1000:06d}Z"
+        stem = self._file.name.removesuffix(".gz")
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        path = self._file.parent / f"{stem}-{feed}-{stamp}.gz"
+        log.info("recording %s's frames in %s", feed, path)
+        return gzip.open(path, "xb", compresslevel=3)
+
+
+def _text(frame: bytes) -> bytes:
+    if b"\n" in frame or b"\r" in frame:
+        frame = frame.translate(_LINE_BREAKS)
+    try:
+        frame.decode()
+    except UnicodeDecodeError:
+        return frame.decode("utf-8", "backslashreplace").encode()
+    return frame
