@@ -1,7 +1,7 @@
 """Which ticks are known to be missing: silver.gaps.
 
-The ingester reports (topic `gaps`), silver decides: a number is missing if it lies between two trade ids that silver has
-seen, and neither silver nor quarantine has it. So what a report says of a range (why, since when, that it cannot be
+The ingester reports (topic `gaps`), silver decides: a number is missing if it lies between two trade ids that silver
+has seen, and neither silver nor quarantine has it. So what a report says of a range (why, since when, that it cannot be
 filled) counts for the numbers of it that are missing, and a hole that nobody reported is a row all the same. A row of
 which some numbers have come is split. A venue that does not number its trades has only the reports.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -95,7 +96,7 @@ def common(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[In
 
 def holes(seen: Sequence[Interval], known: Sequence[Interval]) -> list[Interval]:
     """The missing numbers: those between the intervals of `seen`, without those of `known`."""
-    between = [(left[1] + 1, right[0] - 1) for left, right in zip(seen, seen[1:], strict=False)]
+    between = [(left[1] + 1, right[0] - 1) for left, right in pairwise(seen)]
     return minus(between, known)
 
 
@@ -104,14 +105,17 @@ def reconciled(
 ) -> list[Gap]:
     """The rows of silver.gaps that change.
 
-    rows: those that are not filled, by gap_id. missing: all holes of each instrument that has any or had a row. reports:
-    what the ingester said, oldest first.
+    rows: those that are not filled, by gap_id. missing: all holes of each instrument that changed. reports: what the
+    ingester said, oldest first.
     """
     reports = list(reports)
     after: dict[str, Gap] = {gap.gap_id: gap for gap in reports if gap.interval is None}
     for instrument, intervals in missing.items():
         said = [gap for gap in (*rows.values(), *reports) if gap.instrument == instrument and gap.interval]
-        for gap in _missing_rows(instrument, intervals, [gap for gap in said if gap.status != "filled"], at):
+        # No piece of a hole crosses the beginning of a row that there is: that row would be left behind.
+        known = [row.interval for row in rows.values() if row.instrument == instrument and row.interval]
+        pieces = _cut(intervals, sorted(first for first, _ in known))
+        for gap in _missing_rows(instrument, pieces, [gap for gap in said if gap.status != "filled"], at):
             after[gap.gap_id] = gap
         filled_by = [gap for gap in said if gap.status == "filled"]
         for row in rows.values():
@@ -119,6 +123,17 @@ def reconciled(
                 for gap in _filled_rows(row, minus([row.interval], intervals), filled_by, at):
                     after[gap.gap_id] = gap
     return [gap for gap_id, gap in after.items() if rows.get(gap_id) != gap]
+
+
+def _cut(intervals: Iterable[Interval], beginnings: Sequence[int]) -> list[Interval]:
+    pieces: list[Interval] = []
+    for first, last in intervals:
+        for beginning in beginnings:
+            if first < beginning <= last:
+                pieces.append((first, beginning - 1))
+                first = beginning
+        pieces.append((first, last))
+    return pieces
 
 
 def _missing_rows(
@@ -152,7 +167,7 @@ def unfilled(gaps: Iterable[Gap]) -> dict[str, Gap]:
 
 
 def judged_reports(records: DataFrame) -> DataFrame:
-    """Records of topic `gaps`: value, topic, partition, offset, the gap as a struct, and rule and reason if it is none."""
+    """Records of topic `gaps`: value, topic, partition, offset, gap as a struct, and rule and reason if it is none."""
     gap = F.from_json(F.col("value").cast("string"), _REPORT)
     required = [column.name for column in SILVER_GAPS.columns if not column.nullable]
     is_gap = F.col("gap.status").isin(*STATUSES)

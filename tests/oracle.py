@@ -148,15 +148,18 @@ def lake_of(
     *,
     future_tolerance: timedelta = timedelta(seconds=5),
     ticks_topic: str = "ticks",
+    gaps_topic: str = "gaps",
     gold_symbols: dict[str, str] | None = None,
 ) -> Lake:
     """The tables that these records make. Among repeats the lowest offset wins."""
     lake = Lake()
     for record in sorted(records, key=lambda record: record.place):
         lake.bronze[record.place] = record
+        if record.topic == gaps_topic and _is_gap(record.value):
+            continue
         try:
             if record.topic != ticks_topic:
-                raise NotATick("reject")
+                raise NotATick("gap" if record.topic == gaps_topic else "reject")
             tick = tick_of(record, future_tolerance)
         except NotATick as error:
             lake.quarantine[record.place] = Quarantined(record.value, str(error), *record.place)
@@ -358,6 +361,33 @@ def _equal(want: object, have: object) -> bool:
     if isinstance(want, float) and isinstance(have, float):
         return math.isclose(want, have, rel_tol=1e-9, abs_tol=1e-9)
     return type(want) is type(have) and want == have
+
+
+def missing_ids(lake: Lake) -> dict[tuple[str, str, int], set[int]]:
+    """Of each instrument the trade ids between those in silver that neither silver nor quarantine has."""
+    seen: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    for tick in lake.silver.values():
+        if tick.trade_id is not None:
+            seen[tick.source, tick.symbol, tick.trade_epoch].add(tick.trade_id)
+    for bad in lake.quarantine.values():
+        try:
+            message = _object(bad.value)
+        except NotATick:
+            continue
+        key = (message.get("source"), message.get("symbol"), message.get("trade_epoch") or 0)
+        trade_id = message.get("trade_id")
+        if isinstance(trade_id, int) and key in seen and min(seen[key]) < trade_id < max(seen[key]):
+            seen[key].add(trade_id)
+    return {key: set(range(min(ids), max(ids))) - ids for key, ids in seen.items()}
+
+
+def _is_gap(value: bytes | None) -> bool:
+    try:
+        message = _object(value)
+    except NotATick:
+        return False
+    required = ("gap_id", "source", "symbol", "trade_epoch", "detected_at", "status")
+    return all(message.get(name) is not None for name in required)
 
 
 def _object(value: bytes | None) -> dict[str, Json]:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
-from lake.tables import BRONZE_TICKS, GOLD_CURRENT_PRICE, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS, TABLES, Table
+from lake.gaps import UNREPORTED
+from lake.tables import (
+    BRONZE_TICKS,
+    GOLD_CURRENT_PRICE,
+    GOLD_PRICE_1M,
+    SILVER_GAPS,
+    SILVER_QUARANTINE,
+    SILVER_TICKS,
+    TABLES,
+    Table,
+)
 from lake.writer import LakeWriter
 from streaming.ticks import CheckpointError, resume
-from tests.oracle import Record, Row, differences, lake_of
+from tests.oracle import Record, Row, differences, lake_of, missing_ids
 
 TIME = datetime(2024, 8, 9, tzinfo=UTC)
 COMPARED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
@@ -68,6 +80,13 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
     """Four micro-batches, of which each dies after one of the tables is written, and is replayed by a new driver."""
     chance = random.Random(5)
     records = [Record("ticks", 0, number, None, message(chance, number)) for number in range(80)]
+    report = {
+        "gap_id": "venue:BTCUSDT:0:2", "source": "venue", "symbol": "BTCUSDT", "trade_epoch": 0,
+        "first_missing": 2, "last_missing": 60, "detected_at": TIME.isoformat(), "status": "unfillable",
+        "reason": "the venue forgets",
+    }
+    records[25] = Record("gaps", 0, 0, None, json.dumps(report).encode())
+    records[45] = Record("gaps", 0, 1, None, b'{"gap_id": "none"}')
     root = f"file:{tmp_path / 'lake'}"
     settings = Settings(lake_root=root, checkpoint=f"file:{tmp_path / 'checkpoint'}")
     checkpoint_of(tmp_path / "checkpoint", "q")
@@ -107,6 +126,18 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
     ]
     for table, rows in zip(COMPARED, tables, strict=True):
         assert differences(rows, stored(spark, root, table)) == [], table.qualified_name
+    named: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    reasons = set()
+    for row in stored(spark, root, SILVER_GAPS).values():
+        gap = SimpleNamespace(**row)
+        if gap.status != "filled":
+            named[gap.source, gap.symbol, gap.trade_epoch] += range(gap.first_missing, gap.last_missing + 1)
+            reasons.add((gap.symbol, gap.status, gap.reason))
+    assert {key: sorted(ids) for key, ids in named.items()} == {
+        key: sorted(ids) for key, ids in missing_ids(expected).items()
+    }
+    assert ("BTCUSDT", "unfillable", "the venue forgets") in reasons
+    assert ("ETHUSDT", "open", UNREPORTED) in reasons
 
 
 def stored(spark: SparkSession, root: str, table: Table) -> dict[Hashable, Mapping[str, object]]:
