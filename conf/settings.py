@@ -201,11 +201,6 @@ class Settings(BaseModel):
         return PROJECT / self.spool_dir if self.spool_dir else self.state_dir / "spool"
 
     @property
-    def topics(self) -> tuple[str, ...]:
-        """Everything that ingestion writes and the lake reads."""
-        return (self.ticks_topic, self.rejects_topic, self.gaps_topic)
-
-    @property
     def checkpoint_location(self) -> str:
         return self.checkpoint or f"{self.lake_root}/_checkpoints/ticks"
 

@@ -197,11 +197,12 @@ def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
 
 def start(spark: SparkSession, settings: Settings, lakehouse: Lakehouse) -> StreamingQuery:
     """Start the query."""
+    topics = (settings.ticks_topic, settings.rejects_topic, settings.gaps_topic)
     records = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", settings.kafka_bootstrap_servers)
         # A pattern, so that a topic that does not exist yet is waited for.
-        .option("subscribePattern", "|".join(re.escape(topic) for topic in settings.topics))
+        .option("subscribePattern", "|".join(re.escape(topic) for topic in topics))
         .option("startingOffsets", "earliest")
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))

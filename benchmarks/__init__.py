@@ -1,0 +1,1 @@
+"""What the suite's speed is, measured on this machine."""
