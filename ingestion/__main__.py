@@ -24,14 +24,15 @@ import psutil
 from pythonjsonlogger.json import JsonFormatter
 
 from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, from_command_line
+from ingestion.backfill import Backfill
 from ingestion.clock import Clock
 from ingestion.connection import Connection
 from ingestion.counts import Counts
 from ingestion.delivery import Delivery
+from ingestion.discovery import Refresh
 from ingestion.errors import IngestionError, SpoolInUse, VenueRefused
 from ingestion.failover import Failover, Source
-from ingestion.feeds import Feed, make_feed
-from ingestion.instruments import INSTRUMENTS
+from ingestion.following import Followed, find_feeds, resume
 from ingestion.intake import Intake, Topics
 from ingestion.operation import Operation, fetch_status, shown
 from ingestion.publisher import KafkaPublisher
@@ -47,7 +48,8 @@ UNHEALTHY, NOT_RUNNING = 1, 3
 PROGRESS_SECONDS = 5.0
 SAVE_SECONDS = 2.0
 FLAGS = (
-    "feed", "url", "assets", "fallback_feeds", "fallback_urls", "all_feeds_at_once", "failover_seconds",
+    "feed", "url", "assets", "discover", "top_assets", "discovery_seconds", "rest_urls", "backfill_max_trades",
+    "fallback_feeds", "fallback_urls", "all_feeds_at_once", "failover_seconds",
     "healthy_seconds", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions",
     "kafka_retention_hours", "kafka_retention_bytes", "max_frame_bytes", "max_in_flight", "stop_seconds",
     "spool_dir", "spool_fsync_ms", "spool_max_bytes", "record", "record_bytes", "metrics_port", "stale_seconds",
@@ -58,17 +60,19 @@ FLAGS = (
 class Ingester:
     """The parts, and the order in which they start and stop."""
 
-    def __init__(self, settings: Settings, feeds: Sequence[Feed], spool: Spool) -> None:
+    def __init__(self, settings: Settings, followed: list[Followed], spool: Spool) -> None:
         self._settings = settings
+        self._followed = followed
         self._spool = spool
         self._clock = Clock()
         self._clock_steps = 0
         self._topics = Topics(settings.ticks_topic, settings.rejects_topic, settings.gaps_topic)
         self._state = State.load(spool.folder)
         self._tracker = recover_tracker(self._state, spool, self._topics)
+        resume(self._tracker, followed, all_at_once=settings.all_feeds_at_once)
         spool.retain(self._state.position)
         self._recording = Recording(settings.record, settings.record_bytes) if settings.record else None
-        self._intakes = [Intake(feed, spool, Counts(), self._topics, self._tracker) for feed in feeds]
+        self._intakes = [Intake(each.feed, spool, Counts(), self._topics, self._tracker) for each in followed]
         self._failover = Failover(
             [Source(intake, self._connect) for intake in self._intakes],
             failover_seconds=settings.failover_seconds,
@@ -91,6 +95,27 @@ class Ingester:
             parts.append(self._recording.run())
         return parts
 
+    def _looking_after(self, source: Source, followed: Followed) -> list[Coroutine[Any, Any, None]]:
+        """A feed's gaps, and its assets where they are looked up."""
+        refresh = Refresh(
+            followed.discovery,
+            followed.feed,
+            lambda: source.connection,
+            self._tracker,
+            self._settings.discovery_seconds,
+        )
+        refresh.begin(followed.instruments)
+        backfill = Backfill(
+            followed.feed.name,
+            self._tracker,
+            source.intake,
+            self._clock.now_ns,
+            refresh.instrument,
+            rest_url=self._settings.rest_urls.get(followed.feed.name),
+            most_trades=self._settings.backfill_max_trades,
+        )
+        return [backfill.run()] if self._settings.discover == "named" else [backfill.run(), refresh.run()]
+
     async def run(self) -> int:
         """Ingest until a signal, then empty the spool as far as Kafka takes it; the exit code."""
         stop = _stop_on_signal()
@@ -98,14 +123,22 @@ class Ingester:
         listening = asyncio.create_task(self._failover.run())
         sending = asyncio.create_task(self._delivery.run())
         parts = [asyncio.create_task(part) for part in self._parts()]
+        caring = [
+            asyncio.create_task(part)
+            for source, followed in zip(self._failover.sources, self._followed, strict=True)
+            for part in self._looking_after(source, followed)
+        ]
         stopped = asyncio.create_task(stop.wait())
-        everything = (writing, listening, sending, *parts, stopped)
+        everything = (writing, listening, sending, *parts, *caring, stopped)
         await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
 
         deadline = self._loop.time() + self._settings.stop_seconds
         listening.cancel()
         if not writing.done():
             await self._failover.stop(self._settings.stop_seconds)
+        for care in caring:
+            care.cancel()
+        await asyncio.wait(caring)
         self._spool.stop()
         await asyncio.wait((writing,), timeout=max(0.0, deadline - self._loop.time()))
         if not sending.done():
@@ -196,6 +229,10 @@ class Ingester:
             await asyncio.sleep(SAVE_SECONDS)
             if self._spool.end == self._state.position:
                 continue
+            if self._spool.disk_is_full:
+                # What is kept for the next start must not keep the disk full.
+                self._spool.retain(self._spool.durable_end)
+                continue
             self._note_gaps()
             position = self._spool.end
             await self._spool.durable(position)
@@ -226,31 +263,15 @@ class Ingester:
                 log.warning("the machine's clock was set by %+.3f s; receipt times go on from the start's", step / 1e9)
 
 
-def make_feeds(settings: Settings) -> list[Feed]:
-    """The preferred venue and those that may take over, each with those of the assets that it trades.
-
-    Raises SettingsError.
-    """
-    key = None if settings.coincap_api_key is None else settings.coincap_api_key.get_secret_value()
-    feeds = [make_feed(settings.feed, settings.assets, settings.url, key)]
-    for name in settings.fallback_feeds:
-        traded = INSTRUMENTS.get(name, {})
-        assets = [asset for asset in settings.assets if asset in traded] or settings.assets
-        feeds.append(make_feed(name, assets, settings.fallback_urls.get(name), key))
-    names = [feed.name for feed in feeds]
-    if len(set(names)) < len(names) or not set(settings.fallback_urls) <= set(names[1:]):
-        raise SettingsError("fallback_feeds and fallback_urls name other venues than feed, each once")
-    return feeds
-
-
-async def ingest(settings: Settings, feeds: Sequence[Feed]) -> int:
-    """The exit code. Raises SettingsError where there can be no spool, or the port for metrics is taken."""
+async def ingest(settings: Settings) -> int:
+    """The exit code. Raises SettingsError, also where there can be no spool, or the port for metrics is taken."""
+    followed = await find_feeds(settings)
     try:
         spool = Spool(settings.spool_location, settings.spool_fsync_ms, settings.spool_max_bytes)
     except (SpoolInUse, OSError) as error:
         raise SettingsError(f"spool_dir: {error}") from error
     try:
-        ingester = Ingester(settings, feeds, spool)
+        ingester = Ingester(settings, followed, spool)
         try:
             operation = Operation(settings.metrics_port, ingester.status, spool.folder)
         except OSError as error:
@@ -308,10 +329,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return tell_status(settings)
     _set_up_logging(settings.log_format)
     try:
-        return asyncio.run(ingest(settings, make_feeds(settings)))
+        return asyncio.run(ingest(settings))
     except SettingsError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except VenueRefused as error:
+        log.error("%s", error)
+        return REFUSED
+    except KeyboardInterrupt:
+        # While the assets were looked up: nothing is in hand then.
+        return KILLED
 
 
 if __name__ == "__main__":

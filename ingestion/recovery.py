@@ -15,7 +15,7 @@ SECTION = "gaps"
 
 
 def recover_tracker(state: State, spool: Spool, topics: Topics) -> GapTracker:
-    """The tracker as it was saved, and what the spool has taken since."""
+    """The tracker as it was saved, with what the spool has taken since. It does not know yet of a restart."""
     saved = state.sections.get(SECTION)
     tracker = GapTracker() if saved is None else GapTracker.from_json(saved)
     for record in spool.records(state.position):
@@ -26,7 +26,6 @@ def recover_tracker(state: State, spool: Spool, topics: Topics) -> GapTracker:
             tracker.observe_reject(
                 Reject(_ns(message["received_at"]), message["source"], "", b"", message["symbol"], message["trade_id"])
             )
-    tracker.resumed()
     return tracker
 
 

@@ -23,6 +23,7 @@ from simulator.dialects.binance import Binance
 from simulator.dialects.coinbase import Coinbase
 from simulator.dialects.coincap import CoinCap
 from simulator.dialects.kraken import Kraken
+from simulator.faults import FAULTS, FRAME_FAULTS, RESTARTED_IDS, restarted_ids
 from simulator.frames import Frame, recorded, unsent
 from simulator.market import ASSETS, trades
 from simulator.venue import Venue
@@ -37,9 +38,16 @@ DIALECTS: dict[str, type[Binance] | type[Coinbase] | type[Kraken] | type[CoinCap
 
 
 def market(
-    dialect: Dialect, assets: Sequence[str], rate: float, seed: int, limit: int | None, opened_ms: int
+    dialect: Dialect,
+    assets: Sequence[str],
+    rate: float,
+    seed: int,
+    limit: int | None,
+    faults: Sequence[str],
+    opened_ms: int,
 ) -> Iterator[Frame]:
-    return dialect.frames(itertools.islice(trades(assets, rate, seed), limit), opened_ms)
+    made = itertools.islice(trades(assets, rate, seed), limit)
+    return dialect.frames(restarted_ids(made) if RESTARTED_IDS in faults else made, opened_ms)
 
 
 def recording(files: Sequence[Path], opened_ms: int) -> Iterator[Frame]:
@@ -55,6 +63,14 @@ def with_holes(
 ) -> Iterator[Frame]:
     """The source without some trades: those that were made and not sent, and those that history has not either."""
     return unsent(source(opened_ms), skips, forgets)
+
+
+def with_faults(source: Callable[[int], Iterator[Frame]], faults: Sequence[str], opened_ms: int) -> Iterator[Frame]:
+    frames = source(opened_ms)
+    for fault in faults:
+        if fault in FRAME_FAULTS:
+            frames = FRAME_FAULTS[fault](frames)
+    return frames
 
 
 async def simulate(venue: Venue, path: str, port: int) -> None:
@@ -135,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--forget", type=_hole, action="append", default=[], metavar="AFTER:COUNT",
         help="likewise, and REST has them neither",
     )  # fmt: skip
+    parser.add_argument("--fault", choices=FAULTS, action="append", default=[], help="what goes wrong; may be repeated")
     given = parser.parse_args(argv)
     listing = Listing(given.venue, given.assets)
     missing = [asset for asset in given.assets if asset not in listing.symbols]
@@ -144,11 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.replay:
         source = partial(recording, given.replay)
     else:
-        source = partial(market, dialect, given.assets, given.rate, given.seed, given.trades)
+        source = partial(market, dialect, given.assets, given.rate, given.seed, given.trades, given.fault)
     holes = partial(with_holes, source, given.skip, given.forget)
+    faulty = partial(with_faults, holes, given.fault)
 
     async def run() -> None:
-        await simulate(Venue(holes, given.speed, dialect, listing.history), dialect.path, given.port)
+        venue = Venue(faulty, given.speed, dialect, listing.history, given.fault)
+        await simulate(venue, dialect.path, given.port)
 
     try:
         asyncio.run(run())

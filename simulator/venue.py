@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from simulator.dialects import Answer, Dialect
+from simulator.faults import CUTS, FRAGMENTS, FRAMES_BEFORE, SILENCE, fragments
 from simulator.frames import Frame
 from simulator.history import History
 
@@ -31,9 +32,19 @@ class Venue:
     """
 
     def __init__(
-        self, source: Callable[[int], Iterator[Frame]], speed: float, dialect: Dialect, history: History
+        self,
+        source: Callable[[int], Iterator[Frame]],
+        speed: float,
+        dialect: Dialect,
+        history: History,
+        faults: Collection[str] = (),
     ) -> None:
-        """`source` is given the milliseconds since 1970 at which the market opens. `speed` 0: as fast as is read."""
+        """`source` is given the milliseconds since 1970 at which the market opens. `speed` 0: as fast as is read.
+
+        `faults` are those of connections, of simulator.faults.
+        """
+        self._faults = faults
+        self._heard: Counter[ServerConnection] = Counter()
         self._source = source
         self._speed = speed
         self._dialect = dialect
@@ -71,10 +82,23 @@ class Venue:
                 continue
             for client in tuple(self._subscribers[frame.stream]):
                 try:
-                    await client.send(frame.text)
+                    await self._send(client, frame.text)
                 except ConnectionClosed:
                     self._subscribers[frame.stream].discard(client)
             self.sent[frame.stream] += 1
+
+    async def _send(self, client: ServerConnection, text: str) -> None:
+        self._heard[client] += 1
+        due = self._heard[client] == FRAMES_BEFORE
+        if due and SILENCE in self._faults:
+            # Nothing more is said to this client, not even a pong: as if its packets went nowhere.
+            client.transport.pause_reading()
+            for clients in self._subscribers.values():
+                clients.discard(client)
+        elif due and CUTS in self._faults:
+            client.transport.abort()
+        else:
+            await client.send(fragments(text) if FRAGMENTS in self._faults else text)
 
     async def _client(self, client: ServerConnection) -> None:
         tasks = [asyncio.create_task(self._heartbeats(client)), asyncio.create_task(self._patience(client))]

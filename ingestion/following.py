@@ -1,0 +1,81 @@
+"""What an ingester follows: its feeds, each with the instruments that discovery has found for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Container
+from dataclasses import dataclass
+
+from conf.settings import Settings, SettingsError
+from ingestion.discovery import Discovery
+from ingestion.errors import VenueRefused
+from ingestion.feeds import Feed, coincap, feed_of
+from ingestion.gaps import GapTracker
+from ingestion.instruments import Instrument
+from ingestion.rest import RestBusy, RestRefused
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A feed, what it follows at the start, and who looks that up again."""
+
+    feed: Feed
+    instruments: list[Instrument]
+    discovery: Discovery
+
+    @property
+    def symbols(self) -> Container[str]:
+        symbols = {instrument.symbol for instrument in self.instruments}
+        return _Every() if coincap.ALL in symbols else symbols
+
+
+class _Every:
+    """Holds every symbol."""
+
+    def __contains__(self, symbol: object) -> bool:
+        return True
+
+
+async def find_feeds(settings: Settings) -> list[Followed]:
+    """The preferred venue and those that may take over, with what each is to follow.
+
+    Waits while a list cannot be had. Raises SettingsError, or VenueRefused where it never can.
+    """
+    names = [settings.feed, *settings.fallback_feeds]
+    if len(set(names)) < len(names) or not set(settings.fallback_urls) <= set(settings.fallback_feeds):
+        raise SettingsError("fallback_feeds and fallback_urls name other venues than feed, each once")
+    key = None if settings.coincap_api_key is None else settings.coincap_api_key.get_secret_value()
+    found = []
+    for name in names:
+        discovery = Discovery(settings, name, some=name != settings.feed)
+        url = settings.url if name == settings.feed else settings.fallback_urls.get(name)
+        instruments = await _find(discovery, name)
+        found.append(Followed(feed_of(name, instruments, url, key), instruments, discovery))
+    return found
+
+
+async def _find(discovery: Discovery, name: str) -> list[Instrument]:
+    while True:
+        try:
+            found = await discovery.find()
+        except RestBusy as busy:
+            log.warning("%s: the assets cannot be looked up: %s; asking again in %.0f s", name, busy, busy.wait)
+            await asyncio.sleep(busy.wait)
+        except RestRefused as refused:
+            raise VenueRefused(f"{name}: the assets cannot be looked up: {refused}") from None
+        else:
+            if not found:
+                raise SettingsError(f"discover: {name} has none of the assets that are wanted")
+            log.info("%s: following %d symbols", name, len(found))
+            return found
+
+
+def resume(tracker: GapTracker, followed: list[Followed], *, all_at_once: bool) -> None:
+    """After a restart: what is not listened to any more, or not yet, has no gap; all else since its last tick."""
+    wanted = {each.feed.name: each.symbols for each in (followed if all_at_once else followed[:1])}
+    for source in tracker.sources():
+        tracker.follow_only(source, wanted.get(source, ()))
+    tracker.resumed()

@@ -1,0 +1,72 @@
+"""Which feeds follow what, and what a restart makes of what the last run followed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from conf.settings import Settings, SettingsError
+from ingestion.errors import VenueRefused
+from ingestion.following import find_feeds, resume
+from ingestion.gaps import GapTracker
+from ingestion.ticks import Tick
+from simulator.dialects import Listing
+from simulator.dialects.coincap import CoinCap
+from simulator.venue import Venue
+
+
+def test_each_feed_follows_those_of_the_named_assets_that_its_venue_trades() -> None:
+    settings = Settings(
+        feed="binance",
+        fallback_feeds=["kraken", "coincap"],
+        assets=["bitcoin", "binance-coin"],
+        url="ws://127.0.0.1:1/stream",
+        fallback_urls={"kraken": "ws://127.0.0.1:2/v2"},
+    )
+    binance, kraken, coincap = asyncio.run(find_feeds(settings))
+    assert [one.symbol for one in binance.instruments] == ["BTCUSDT", "BNBUSDT"]
+    assert [one.symbol for one in kraken.instruments] == ["BTC/USD"]
+    assert [one.symbol for one in coincap.instruments] == ["bitcoin", "binance-coin"]
+    assert binance.feed.url.startswith("ws://127.0.0.1:1/stream?streams=btcusdt@trade")
+    assert kraken.feed.url == "ws://127.0.0.1:2/v2"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"feed": "nowhere"}, "feed = 'nowhere'"),
+        ({"feed": "nowhere", "discover": "all"}, "feed = 'nowhere'"),
+        ({"feed": "kraken", "assets": ["gold"]}, "kraken has no gold"),
+        ({"feed": "binance", "fallback_feeds": ["binance"]}, "fallback_feeds"),
+        ({"feed": "binance", "fallback_urls": {"kraken": "ws://127.0.0.1:1/"}}, "fallback_urls"),
+    ],
+)
+def test_a_wrong_setting_is_named(wrong: dict[str, object], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        asyncio.run(find_feeds(Settings.model_validate(wrong)))
+
+
+def test_a_list_that_is_refused_ends_it_and_an_empty_one_is_a_wrong_setting() -> None:
+    async def scenario() -> None:
+        listing = Listing("coincap", [])
+        venue = Venue(lambda _: iter(()), 1.0, CoinCap(listing), listing.history)
+        async with await venue.listen(0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(SettingsError, match="coincap has none"):
+                await find_feeds(Settings(feed="coincap", discover="top", rest_urls={"coincap": url}))
+            with pytest.raises(VenueRefused, match="HTTP 404"):
+                await find_feeds(Settings(feed="kraken", discover="all", rest_urls={"kraken": url}))
+
+    asyncio.run(scenario())
+
+
+def test_after_a_restart_only_what_is_listened_to_has_a_gap() -> None:
+    tracker = GapTracker()
+    for source, symbol in (("binance", "BTCUSDT"), ("binance", "ETHUSDT"), ("kraken", "BTC/USD"), ("coincap", "aave")):
+        tracker.observe(Tick(10**18, "any", "1", "USD", source, symbol, 10**18, "1", 10))
+    settings = Settings(feed="binance", fallback_feeds=["kraken"], assets=["bitcoin"])
+    resume(tracker, asyncio.run(find_feeds(settings)), all_at_once=False)
+    for source, symbol in (("binance", "BTCUSDT"), ("binance", "ETHUSDT"), ("kraken", "BTC/USD"), ("coincap", "aave")):
+        tracker.observe(Tick(10**18, "any", "1", "USD", source, symbol, 10**18, "1", 20))
+    assert [(gap.symbol, gap.count) for gap in tracker.changes(2 * 10**18)] == [("BTCUSDT", 9)]
