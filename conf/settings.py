@@ -36,7 +36,7 @@ from pydantic_core import ErrorDetails
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_PREFIX = "TICKHOUSE_"
 # Read from the environment by tests and set-up; not settings of the suite.
-NOT_SETTINGS = {"conf", "recordings", "cache"}
+NOT_SETTINGS = {"conf", "recordings", "cache", "faults"}
 USAGE_ERROR = 2
 
 

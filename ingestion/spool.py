@@ -172,6 +172,7 @@ class Spool:
         else:
             self._open_last(head)
         self._stored = sum(segment.size for segment in self._segments)
+        self._durable_sequence = self.sequence
         self.rewind()
         if self.undelivered:
             self._marks.append((self.end, time.monotonic()))
@@ -218,6 +219,9 @@ class Spool:
     def _begin_anew(self) -> None:
         """A new identity: numbers that an earlier one may have given are never given again."""
         self.producer, self.sequence = uuid.uuid4().hex[:16], 0
+        if self._segments and self._segments[-1].base == self.end:
+            # It is empty, and its name is the new one's.
+            self._segments.pop()
         self._add(self._new_segment(self.end, 0))
 
     def _new_segment(self, base: int, sequence: int) -> tuple[int, _Segment]:
@@ -245,6 +249,7 @@ class Spool:
             os.close(self._file)
         self._file, segment = made
         self._segments.append(segment)
+        self._stored += segment.size
 
     # Writing
 
@@ -306,10 +311,11 @@ class Spool:
                 break
             except OSError as error:
                 said = await self._wait_for_disk(error, said)
+                last = await self._make_room(last)
+        self._durable_sequence = sequence
         while last.size >= self._segment_bytes:
             try:
                 self._add(await asyncio.to_thread(self._new_segment, position, sequence))
-                self._stored += _HEAD.size
                 break
             except OSError as error:
                 said = await self._wait_for_disk(error, said)
@@ -317,6 +323,18 @@ class Spool:
             self.disk_is_full = False
             log.warning("spool: the disk has room again")
         self._forget_segments()
+
+    async def _make_room(self, last: _Segment) -> _Segment:
+        """On a full disk: once Kafka has all of the last segment, begin another, so that this one can go."""
+        if last.base < last.end <= self._kept_from:
+            # What was written of the group in hand is room for the other's head.
+            os.ftruncate(self._file, last.size)
+            try:
+                self._add(await asyncio.to_thread(self._new_segment, last.end, self._durable_sequence))
+            except OSError as error:
+                log.debug("spool: no room for another segment yet: %s", error)
+            self._forget_segments()
+        return self._segments[-1]
 
     async def _wait_for_disk(self, error: OSError, said: bool) -> bool:
         if error.errno not in _FULL:
@@ -423,9 +441,13 @@ class Spool:
         """Keep what comes after `position`, delivered or not, until told of a higher one."""
         self._retained = position
 
+    @property
+    def _kept_from(self) -> int:
+        """Nobody needs what comes before this position."""
+        return self.delivered if self._retained is None else min(self.delivered, self._retained)
+
     def _forget_segments(self) -> None:
-        keep = self.delivered if self._retained is None else min(self.delivered, self._retained)
-        while len(self._segments) > 1 and self._segments[0].end <= keep:
+        while len(self._segments) > 1 and self._segments[0].end <= self._kept_from:
             if self._segments[0] is self._read_segment:
                 if self.position < self._read_segment.end:
                     return

@@ -57,8 +57,8 @@ FRAME_FAULTS: dict[str, Callable[[Iterator[Frame]], Iterator[Frame]]] = {
     "oversized": oversized,
 }
 
-# Faults of a connection, which the venue's server commits: a frame comes in fragments; a connection falls silent,
-# without a goodbye, after some frames; a client is cut off without a word after some frames.
+# Faults of a connection, which the venue's server commits: every frame comes in fragments; the first client hears
+# nothing more after some frames, nor a goodbye; every client is cut off without a word after some frames.
 FRAGMENTS, SILENCE, CUTS = "fragments", "silence", "cuts"
 FRAMES_BEFORE = 3_000
 

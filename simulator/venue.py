@@ -90,7 +90,7 @@ class Venue:
     async def _send(self, client: ServerConnection, text: str) -> None:
         self._heard[client] += 1
         due = self._heard[client] == FRAMES_BEFORE
-        if due and SILENCE in self._faults:
+        if due and SILENCE in self._faults and len(self._heard) == 1:
             # Nothing more is said to this client, not even a pong: as if its packets went nowhere.
             client.transport.pause_reading()
             for clients in self._subscribers.values():

@@ -189,6 +189,20 @@ def test_a_copy_is_another_producer_and_still_sends_what_it_holds(tmp_path: Path
     assert len(producers) == 2
 
 
+def test_a_copy_of_an_empty_spool_is_another_producer_too(tmp_path: Path) -> None:
+    producers: set[str] = set()
+
+    async def scenario(spool: Spool) -> None:
+        producers.add(spool.producer)
+
+    with_spool(tmp_path / "one", scenario)
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    for _ in range(2):
+        with_spool(tmp_path / "copy", scenario)
+    assert len(segments(tmp_path / "copy")) == 1
+    assert len(producers) == 2
+
+
 def test_records_that_kafka_has_and_the_disk_lost_make_a_new_producer(tmp_path: Path) -> None:
     """Their numbers must not be given to other ticks."""
 
