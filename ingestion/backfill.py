@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5
 # A venue's history may come a little behind its feed: what it does not have is asked for again after so long each.
 PATIENCE_SECONDS = (1.0, 5.0)
+# While a venue's REST does not answer at all, it is asked no less often than this.
+LONGEST_WAIT = 60.0
 
 
 class Outlet(Protocol):
@@ -72,6 +74,8 @@ class Backfill:
         self._rest_url = rest_url
         self._most_trades = most_trades
         self._attempts: dict[str, _Attempt] = {}
+        self._not_before = 0.0
+        self._busy = 0
         self.filled = 0
         """Trades that were missing and came from the venue's history."""
         self.unfillable = 0
@@ -129,13 +133,18 @@ class Backfill:
                 await self._give_up(gap, reason)
             elif self._attempts[gap.gap_id].not_before <= loop.time():
                 due.append((gap, before_ns))
+        if loop.time() < self._not_before:
+            return
         for group in _groups(due):
             try:
                 await self._fill(rest, venue, group)
+                self._busy = 0
             except RestBusy as busy:
-                log.warning("%s: %s; asking again in %.0f s", self._source, busy, busy.wait)
-                for gap, _ in group:
-                    self._attempts[gap.gap_id].not_before = loop.time() + busy.wait
+                wait = max(busy.wait, min(busy.wait * 2**self._busy, LONGEST_WAIT))
+                self._busy = min(self._busy + 1, 10)
+                self._not_before = loop.time() + wait
+                log.warning("%s: %s; asking for what is missing again in %.0f s", self._source, busy, wait)
+                return
             except RestRefused as refused:
                 for gap, _ in group:
                     await self._give_up(gap, str(refused))

@@ -18,6 +18,7 @@ Times in memory are integer nanoseconds since 1970 in UTC.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterator
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Literal
@@ -99,6 +100,9 @@ class _Line:
     mentioned: tuple[int, int] | None = None
     """A trade's number that was told without the trade, and when."""
     holes: list[_Hole] = field(default_factory=list)
+    """In the order of their epochs and numbers, as they are found."""
+    touched: bool = False
+    """Whether a hole was filled, in part at least, since the last report."""
     rows: dict[str, Gap] = field(default_factory=dict)
     """The gaps as they were reported, while they are open."""
     changed: list[Gap] = field(default_factory=list)
@@ -226,25 +230,27 @@ class GapTracker:
     def missing(self, gap: Gap) -> int:
         """How many trades of a reported gap have not come."""
         line = self._line(gap.source, gap.symbol)
-        return sum(hole.last - hole.first + 1 for hole in line.holes if _holds(gap, hole))
+        return sum(hole.last - hole.first + 1 for hole in _inside(gap, line.holes))
 
     def open_gaps(self) -> list[tuple[Gap, int | None]]:
         """Reported gaps with numbers, oldest first, each with the venue's time of the last trade before it."""
         found = []
         for line in self._lines.values():
-            for hole in line.holes:
-                row = next((gap for gap in line.rows.values() if _holds(gap, hole)), None)
-                if row is not None:
-                    found.append((row, hole.before_ns))
+            for row in line.rows.values():
+                holes = _inside(row, line.holes)
+                if holes:
+                    found.append((row, holes[0].before_ns))
         return sorted(found, key=lambda pair: pair[0].detected_at)
 
     def give_up(self, gap: Gap, reason: str, now_ns: int) -> list[Gap]:
         """What is still missing of a gap is not to be had. The rows to report."""
         line = self._line(gap.source, gap.symbol)
         rows = self._changes(gap.source, gap.symbol, line, now_ns)
-        for row in [row for row in line.rows.values() if _overlap(row, gap)]:
+        same = line.rows.get(gap.gap_id) == gap
+        for row in [gap] if same else [row for row in line.rows.values() if _overlap(row, gap)]:
             del line.rows[row.gap_id]
-            line.holes = [hole for hole in line.holes if not _holds(row, hole)]
+            for hole in _inside(row, line.holes):
+                del line.holes[bisect_left(line.holes, _place(hole), key=_place)]
             rows.append(replace(row, status="unfillable", reason=reason))
         return rows
 
@@ -290,6 +296,8 @@ class GapTracker:
                 received_ns=line["received_ns"],
                 disconnected_ns=line["disconnected_ns"],
                 holes=[_Hole(*hole) for hole in line["holes"]],
+                # What was filled before the state was saved may not have been reported yet.
+                touched=True,
                 rows={gap.gap_id: gap for gap in (Gap(*row) for row in line["rows"])},
             )
         return tracker
@@ -336,7 +344,7 @@ class GapTracker:
             elif now_ns - at_ns >= MENTION_NS:
                 self._leave_out(line, last + 1, at_ns)
                 line.highest, line.mentioned = last, None
-        for row in list(line.rows.values()):
+        for row in list(line.rows.values()) if line.touched else ():
             if row.first_missing is None or row.last_missing is None:
                 continue
             pieces = list(_pieces(row, line.holes))
@@ -357,6 +365,7 @@ class GapTracker:
                     )
                 rows.append(piece)
         line.backfilled.clear()
+        line.touched = False
         for hole in line.holes:
             if not hole.reported and now_ns - hole.found_ns >= SETTLE_NS:
                 hole.reported = True
@@ -384,16 +393,33 @@ def _numbers_began_again(line: _Line, back: int, event_ns: int | None) -> bool:
 
 def _fill(line: _Line, epoch: int, trade_id: int) -> bool:
     """Take a number out of the holes; whether it was in one."""
-    for at, hole in enumerate(line.holes):
-        if hole.epoch == epoch and hole.first <= trade_id <= hole.last:
-            rest = []
-            if hole.first < trade_id:
-                rest.append(replace(hole, last=trade_id - 1))
-            if trade_id < hole.last:
-                rest.append(replace(hole, first=trade_id + 1))
-            line.holes[at : at + 1] = rest
-            return True
-    return False
+    at = bisect_right(line.holes, (epoch, trade_id), key=_place) - 1
+    if at < 0:
+        return False
+    hole = line.holes[at]
+    if hole.epoch != epoch or trade_id > hole.last:
+        return False
+    rest = []
+    if hole.first < trade_id:
+        rest.append(replace(hole, last=trade_id - 1))
+    if trade_id < hole.last:
+        rest.append(replace(hole, first=trade_id + 1))
+    line.holes[at : at + 1] = rest
+    line.touched = True
+    return True
+
+
+def _place(hole: _Hole) -> tuple[int, int]:
+    return hole.epoch, hole.first
+
+
+def _inside(row: Gap, holes: list[_Hole]) -> list[_Hole]:
+    """What is still missing of a reported gap."""
+    if row.first_missing is None or row.last_missing is None:
+        return []
+    low = bisect_left(holes, (row.trade_epoch, row.first_missing), key=_place)
+    high = bisect_right(holes, (row.trade_epoch, row.last_missing), key=_place)
+    return holes[low:high]
 
 
 def _pieces(row: Gap, holes: list[_Hole]) -> Iterator[tuple[int, int, bool]]:
@@ -401,30 +427,19 @@ def _pieces(row: Gap, holes: list[_Hole]) -> Iterator[tuple[int, int, bool]]:
     assert row.first_missing is not None
     assert row.last_missing is not None
     at = row.first_missing
-    inside = sorted((hole.first, hole.last) for hole in holes if _holds(row, hole))
-    for first, last in inside:
-        if at < first:
-            yield at, first - 1, False
-        yield first, last, True
-        at = last + 1
+    for hole in _inside(row, holes):
+        if at < hole.first:
+            yield at, hole.first - 1, False
+        yield hole.first, hole.last, True
+        at = hole.last + 1
     if at <= row.last_missing:
         yield at, row.last_missing, False
 
 
-def _holds(row: Gap, hole: _Hole) -> bool:
-    if row.first_missing is None or row.last_missing is None or row.trade_epoch != hole.epoch:
-        return False
-    return row.first_missing <= hole.first and hole.last <= row.last_missing
-
-
 def _overlap(one: Gap, other: Gap) -> bool:
-    if None in (one.first_missing, one.last_missing, other.first_missing, other.last_missing):
-        return one.gap_id == other.gap_id
-    assert one.first_missing is not None
-    assert one.last_missing is not None
-    assert other.first_missing is not None
-    assert other.last_missing is not None
-    if one.trade_epoch != other.trade_epoch:
+    if one.first_missing is None or one.last_missing is None or one.trade_epoch != other.trade_epoch:
+        return False
+    if other.first_missing is None or other.last_missing is None:
         return False
     return one.first_missing <= other.last_missing and other.first_missing <= one.last_missing
 

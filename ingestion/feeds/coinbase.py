@@ -20,6 +20,7 @@ from ingestion.ticks import Control, Event, Ignored, Reject
 
 URL = "wss://ws-feed.exchange.coinbase.com"
 CHANNELS = ("matches", "ticker", "heartbeat")
+PRODUCTS_IN_REQUEST = 100
 
 _FIELDS = ("trade_id", "price", "size", "time")
 _OTHER_TYPES = {
@@ -91,6 +92,8 @@ class Coinbase:
 
 
 def _request(kind: str, products: list[str]) -> list[str]:
-    if not products:
-        return []
-    return [json.dumps({"type": kind, "product_ids": products, "channels": list(CHANNELS)}, separators=(",", ":"))]
+    requests = [
+        {"type": kind, "product_ids": products[at : at + PRODUCTS_IN_REQUEST], "channels": list(CHANNELS)}
+        for at in range(0, len(products), PRODUCTS_IN_REQUEST)
+    ]
+    return [json.dumps(request, separators=(",", ":")) for request in requests]

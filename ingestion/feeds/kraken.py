@@ -19,6 +19,7 @@ from ingestion.instruments import Instrument
 from ingestion.ticks import Control, Event, Ignored, Reject
 
 URL = "wss://ws.kraken.com/v2"
+SYMBOLS_IN_REQUEST = 100
 
 _FIELDS = ("trade_id", "price", "qty", "timestamp")
 _OTHER_CHANNELS = {"status", "ticker", "book", "level3", "ohlc", "instrument"}
@@ -58,11 +59,12 @@ class Kraken:
         return list(added)
 
     def _request(self, method: str, symbols: list[str]) -> list[str]:
-        if not symbols:
-            return []
-        params = {"channel": "trade", "symbol": symbols, "snapshot": True}
-        request = {"method": method, "params": params, "req_id": next(self._requests)}
-        return [json.dumps(request, separators=(",", ":"))]
+        frames = []
+        for at in range(0, len(symbols), SYMBOLS_IN_REQUEST):
+            params = {"channel": "trade", "symbol": symbols[at : at + SYMBOLS_IN_REQUEST], "snapshot": True}
+            request = {"method": method, "params": params, "req_id": next(self._requests)}
+            frames.append(json.dumps(request, separators=(",", ":")))
+        return frames
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
         try:

@@ -127,3 +127,9 @@ def test_it_subscribes_to_matches_tickers_and_heartbeats_of_each_product() -> No
     assert feed.opening_frames() == [f'{{"type":"subscribe","product_ids":["BTC-USD","SOL-USD"],{channels}}}']
     assert feed.unsubscribe([solana]) == [f'{{"type":"unsubscribe","product_ids":["SOL-USD"],{channels}}}']
     assert feed.opening_frames() == [f'{{"type":"subscribe","product_ids":["BTC-USD"],{channels}}}']
+
+
+def test_many_symbols_are_asked_for_in_parts() -> None:
+    many = [Instrument(f"a{n}", f"A{n}-USD", "USD") for n in range(250)]
+    requests = [json.loads(text) for text in feed_of("coinbase", many).opening_frames()]
+    assert [len(request["product_ids"]) for request in requests] == [100, 100, 50]

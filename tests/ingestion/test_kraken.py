@@ -128,3 +128,9 @@ def test_it_subscribes_to_trades_with_their_snapshot() -> None:
     assert (json.loads(left)["method"], json.loads(left)["params"]["symbol"]) == ("unsubscribe", ["SOL/USD"])
     (opening,) = feed.opening_frames()
     assert json.loads(opening)["params"]["symbol"] == ["BTC/USD"]
+
+
+def test_many_symbols_are_asked_for_in_parts() -> None:
+    many = [Instrument(f"a{n}", f"A{n}-USD", "USD") for n in range(250)]
+    requests = [json.loads(text) for text in feed_of("kraken", many).opening_frames()]
+    assert [len(request["params"]["symbol"]) for request in requests] == [100, 100, 50]

@@ -76,3 +76,22 @@ def test_missed_trades_are_named_and_filled_across_a_kill_too(own: Settings, tmp
     # Kraken's snapshot may bring what was missed meanwhile.
     assert across or venue == "kraken"
     assert "Traceback" not in program.log.read_text()
+
+
+@pytest.mark.services
+def test_a_venue_without_numbers_has_a_gap_from_the_last_price_to_the_next(own: Settings, tmp_path: Path) -> None:
+    with simulator(tmp_path, "--venue", "coincap", *ASSETS, "--rate", "100") as (_, url):
+        arguments = ("--feed", "coincap", "--gaps-topic", own.gaps_topic, *ASSETS)
+        with ingestion(tmp_path, own, url, *arguments) as killed:
+            wait_until(lambda: kafka_count(own, own.ticks_topic) > 20, "some flow")
+            killed.process.kill()
+            killed.process.wait()
+        with ingestion(tmp_path, own, url, *arguments) as program:
+            wait_until(lambda: [row["status"] for row in gaps(own)] == ["unfillable"] * 2, "each asset has its gap")
+            assert program.stop() == 0
+    received = [json.loads(record.value) for record in kafka_records(own, own.ticks_topic)]
+    for row in gaps(own):
+        assert (row["first_missing"], row["last_missing"]) == (None, None)
+        times = sorted(tick["timestamp"] for tick in received if tick["symbol"] == row["symbol"])
+        after = times.index(row["disconnected_at"]) + 1
+        assert row["reason"] == f"the venue does not number its prices; the next one came at {times[after]}"
