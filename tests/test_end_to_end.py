@@ -46,12 +46,12 @@ from services.control import daemons
 from simulator.market import trades
 from tests.conftest import TEST_CONF
 from tests.listening import beyond_loopback, family, listeners
-from tests.oracle import Lake, Record, RecordedTrade, Row, differences, lake_of, tick_of, traded, trades_in
+from tests.oracle import Lake, Record, RecordedTrade, Row, differences, lake_of, missing_ids, tick_of, traded, trades_in
 from tests.programs import RECORDINGS, ingestion, kafka_records, simulator
 
 pytestmark = pytest.mark.services
 
-TICKS, REJECTS = "end-to-end.ticks", "end-to-end.rejects"
+TICKS, REJECTS, GAPS = "end-to-end.ticks", "end-to-end.rejects", "end-to-end.gaps"
 RECORDED = ("binance-btcusdt-20240809.gz", "binance-ethusdt-20240809.gz")
 RECORDED_TRADES, SIMULATED = 18_556, 18_000
 # Where gold takes one of the two symbols that the test sends for an asset.
@@ -101,7 +101,7 @@ def streaming(root: str, *, on: str = "local") -> list[str]:
     return [
         *("--on", on, "streaming/ticks.py", "--conf", str(TEST_CONF), "--lake-root", root),
         *("--once", "--max-offsets-per-trigger", "3000"),
-        *("--ticks-topic", TICKS, "--rejects-topic", REJECTS),
+        *("--ticks-topic", TICKS, "--rejects-topic", REJECTS, "--gaps-topic", GAPS),
         *("--gold-symbols", ",".join(f"{pair}={symbol}" for pair, symbol in GOLD_SYMBOLS.items())),
     ]
 
@@ -133,7 +133,7 @@ def ingested(running: Running, recordings: list[Path], tmp_path_factory: pytest.
     """What Kafka holds after ingestion has listened to a venue that replays the recordings."""
     suite = running("kafka", "hdfs")
     folder = tmp_path_factory.mktemp("ingestion")
-    own = suite.model_copy(update={"ticks_topic": TICKS, "rejects_topic": REJECTS})
+    own = suite.model_copy(update={"ticks_topic": TICKS, "rejects_topic": REJECTS, "gaps_topic": GAPS})
     with (
         simulator(folder, "--speed", "0", "--replay", *map(str, recordings)) as (venue, url),
         ingestion(folder, own, url, "--assets", "bitcoin,ethereum") as ingester,
@@ -158,7 +158,7 @@ def consume(suite: Settings) -> list[Record]:
             record.value,
             datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=record.timestamp),
         )
-        for topic in (TICKS, REJECTS)
+        for topic in (TICKS, REJECTS, GAPS)
         for record in kafka_records(suite, topic)
     ]
 
@@ -263,7 +263,8 @@ def troubles(ingested: Sequence[Record]) -> Iterator[tuple[str, bytes, bytes | N
         )
         late = {
             **btc,
-            "trade_id": 1000 + number,
+            # Numbers from before the recording: between them and it is a gap.
+            "trade_id": btc["trade_id"] - 300 + number,
             "price_usd": str(50_000 + number * 100),
             "event_time": event_time.isoformat(timespec="microseconds"),
             "sequence": 10**6 + number,
@@ -285,7 +286,7 @@ def expected(suite: Settings, ingested: list[Record]) -> Lake:
     with closing(KafkaProducer(bootstrap_servers=suite.kafka_bootstrap_servers, acks="all")) as producer:
         for sent in [producer.send(topic, value, key) for topic, key, value in troubles(ingested)]:
             sent.get(timeout=30)
-    return lake_of(consume(suite), ticks_topic=TICKS, gold_symbols=GOLD_SYMBOLS)
+    return lake_of(consume(suite), ticks_topic=TICKS, gaps_topic=GAPS, gold_symbols=GOLD_SYMBOLS)
 
 
 class Torn:
@@ -399,9 +400,26 @@ def test_a_table_holds_what_the_oracle_says(
 def test_silver_has_every_recorded_trade(local_lake: Written, recorded: list[RecordedTrade]) -> None:
     columns = ", ".join(RecordedTrade.__dataclass_fields__)
     first, last = min(trade.trade_id for trade in recorded), max(trade.trade_id for trade in recorded)
-    rows = query(local_lake.root, f"SELECT {columns} FROM silver.ticks WHERE trade_id BETWEEN {first} AND {last}")
+    rows = query(
+        local_lake.root,
+        f"SELECT {columns} FROM silver.ticks WHERE trade_id BETWEEN {first} AND {last} AND sequence <= {len(recorded)}",
+    )
     assert {RecordedTrade(**row) for row in rows.to_pylist()} == set(recorded)
     assert len(rows) == len(recorded)
+
+
+@pytest.mark.parametrize("lake", ["local_lake", "yarn_lake"])
+def test_every_missing_trade_is_named_once(request: pytest.FixtureRequest, expected: Lake, lake: str) -> None:
+    """Promise 4, as far as silver: the numbers between those that came."""
+    written: Written = request.getfixturevalue(lake)
+    named: dict[tuple[str, str, int], list[int]] = {key: [] for key in missing_ids(expected)}
+    for row in query(written.root, "SELECT * FROM silver.gaps WHERE status <> 'filled'").to_pylist():
+        key = (row["source"], row["symbol"], row["trade_epoch"])
+        named[key] += range(row["first_missing"], row["last_missing"] + 1)
+    assert {key: sorted(ids) for key, ids in named.items()} == {
+        key: sorted(ids) for key, ids in missing_ids(expected).items()
+    }
+    assert len(named["binance", "BTCUSDT", 0]) == 100
 
 
 def test_every_quarantined_record_has_its_reason(local_lake: Written) -> None:
