@@ -14,7 +14,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from lake.seen import Instrument, Interval
@@ -166,25 +166,24 @@ def unfilled(gaps: Iterable[Gap]) -> dict[str, Gap]:
     return {gap_id: gap for gap_id, gap in {gap.gap_id: gap for gap in gaps}.items() if gap.status != "filled"}
 
 
-def judged_reports(records: DataFrame) -> DataFrame:
-    """Records of topic `gaps`: value, topic, partition, offset, gap as a struct, and rule and reason if it is none."""
-    gap = F.from_json(F.col("value").cast("string"), _REPORT)
-    required = [column.name for column in SILVER_GAPS.columns if not column.nullable]
-    is_gap = F.col("gap.status").isin(*STATUSES)
-    for name in required:
-        is_gap = is_gap & F.col(f"gap.{name}").isNotNull()
-    bad = ~F.coalesce(is_gap, F.lit(False))
-    return records.select("value", "topic", "partition", "offset", gap.alias("gap")).select(
-        "*",
-        F.when(bad, F.lit("gap")).alias("rule"),
-        F.when(bad, F.lit("the value is not a row of silver.gaps")).alias("reason"),
-    )
+def report(value: Column) -> Column:
+    """The row of silver.gaps that a record's value holds, as a STRUCT; fields that it lacks are null."""
+    return F.from_json(value.cast("string"), _REPORT)
 
 
-def reported(judged: DataFrame) -> list[Gap]:
-    """The gaps of `judged_reports`, in order of delivery; a report is about a gap, so they are few."""
-    rows = judged.where(F.col("rule").isNull()).orderBy("partition", "offset").select("gap.*").collect()
-    return [Gap(*row) for row in rows]
+def is_report(value: Column) -> Column:
+    """Whether a record's value is a row of silver.gaps."""
+    gap = report(value)
+    complete = gap["status"].isin(*STATUSES)
+    for column in SILVER_GAPS.columns:
+        if not column.nullable:
+            complete = complete & gap[column.name].isNotNull()
+    return F.coalesce(complete, F.lit(False))
+
+
+def reported(rows: Iterable[Row]) -> list[Gap]:
+    """The gaps of rows with partition, offset and `report`, in order of delivery."""
+    return [Gap(*row["report"]) for row in sorted(rows, key=lambda row: (row["partition"], row["offset"]))]
 
 
 def frame(spark: SparkSession, changed: Iterable[Gap]) -> DataFrame:

@@ -14,7 +14,6 @@ silver.ticks, so that the two cannot disagree.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,13 +27,6 @@ Interval = tuple[int, int]
 
 # Gold time is reported by spans of this length, so that few rows say which parts of gold change.
 SPAN_SECONDS = 600
-
-_STATE = (
-    "STRUCT<instruments: ARRAY<STRUCT<source: STRING, symbol: STRING, trade_epoch: BIGINT, "
-    "intervals: ARRAY<STRUCT<first: BIGINT, last: BIGINT>>>>, "
-    "producers: ARRAY<STRUCT<producer: STRING, kafka_partition: INT, highest: BIGINT>>, "
-    "minutes: ARRAY<STRUCT<source: STRING, asset: STRING, newest_minute: BIGINT>>>"
-)
 
 
 def add_interval(intervals: Sequence[Interval], added: Interval) -> tuple[Interval, ...]:
@@ -97,31 +89,20 @@ class Seen:
                 minutes[pair] = max(minutes.get(pair, row.last), row.last)
         return Seen(instruments, producers, minutes, rejected)
 
-    def _frame(self, spark: SparkSession, part: str) -> DataFrame:
-        # A literal, which the optimizer turns into a local relation: no job, no Python worker.
-        state = F.from_json(F.lit(json.dumps(self._named())), _STATE)
-        return spark.range(1).select(F.inline(state[part]))
+    def _intervals(self, spark: SparkSession) -> DataFrame:
+        rows = [
+            f"{_names(source, symbol)}, {epoch}L, array({', '.join(f'({first}L, {last}L)' for first, last in runs)})"
+            for (source, symbol, epoch), runs in self.instruments.items()
+        ]
+        return _values(spark, rows, "source", "symbol", "trade_epoch", "intervals")
 
-    def _named(self) -> dict[str, Any]:
-        return {
-            "instruments": [
-                {
-                    "source": source,
-                    "symbol": symbol,
-                    "trade_epoch": epoch,
-                    "intervals": [{"first": first, "last": last} for first, last in runs],
-                }
-                for (source, symbol, epoch), runs in self.instruments.items()
-            ],
-            "producers": [
-                {"producer": producer, "kafka_partition": partition, "highest": highest}
-                for (producer, partition), highest in self.producers.items()
-            ],
-            "minutes": [
-                {"source": source, "asset": asset, "newest_minute": newest}
-                for (source, asset), newest in self.minutes.items()
-            ],
-        }
+    def _highest(self, spark: SparkSession) -> DataFrame:
+        rows = [f"{_names(name)}, {partition}, {highest}L" for (name, partition), highest in self.producers.items()]
+        return _values(spark, rows, "producer", "kafka_partition", "highest")
+
+    def _newest_minutes(self, spark: SparkSession) -> DataFrame:
+        rows = [f"{_names(source, asset)}, {newest}L" for (source, asset), newest in self.minutes.items()]
+        return _values(spark, rows, "source", "asset", "newest_minute")
 
     def first_deliveries(self, ticks: DataFrame, gold_time: Column) -> DataFrame:
         """The valid ticks that were not seen before, each once (its lowest offset), with is_late."""
@@ -129,9 +110,9 @@ class Seen:
         instrument = ("source", "symbol", "trade_epoch")
         numbered = ticks.where(F.col("trade_id").isNotNull())
         if self.instruments:
-            numbered = numbered.join(F.broadcast(self._frame(spark, "instruments")), [*instrument], "left").where(
+            numbered = numbered.join(F.broadcast(self._intervals(spark)), [*instrument], "left").where(
                 ~F.coalesce(
-                    F.exists("intervals", lambda run: F.col("trade_id").between(run["first"], run["last"])),
+                    F.exists("intervals", lambda run: F.col("trade_id").between(run["col1"], run["col2"])),
                     F.lit(False),
                 )
             )
@@ -151,7 +132,7 @@ class Seen:
         sequenced = sequenced.withColumn("previous", F.max("sequence").over(before))
         if self.producers:
             sequenced = sequenced.join(
-                F.broadcast(self._frame(spark, "producers")), ["producer", "kafka_partition"], "left"
+                F.broadcast(self._highest(spark)), ["producer", "kafka_partition"], "left"
             ).withColumn("previous", F.greatest("previous", "highest"))
         sequenced = sequenced.where(F.col("previous").isNull() | (F.col("sequence") > F.col("previous")))
 
@@ -162,10 +143,20 @@ class Seen:
             return new.withColumn("is_late", F.lit(False))
         minute = F.unix_timestamp(F.date_trunc("minute", gold_time))
         return (
-            new.join(F.broadcast(self._frame(spark, "minutes")), ["source", "asset"], "left")
+            new.join(F.broadcast(self._newest_minutes(spark)), ["source", "asset"], "left")
             .withColumn("is_late", F.coalesce(minute < F.col("newest_minute"), F.lit(False)))
             .select(*columns, "is_late")
         )
+
+
+def _names(*names: str) -> str:
+    """Names as SQL literals; they match [A-Za-z0-9/._-]{1,64}, or no tick would have them."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _values(spark: SparkSession, rows: Iterable[str], *columns: str) -> DataFrame:
+    # Literal rows are planned as a local relation: no job, no Python worker.
+    return spark.sql(f"SELECT * FROM VALUES ({'), ('.join(rows)}) AS state({', '.join(columns)})")
 
 
 def _runs(numbered: DataFrame) -> DataFrame:
@@ -184,8 +175,8 @@ def summary(ticks: DataFrame, rejected: DataFrame, gold_time: Column) -> DataFra
     """What to add to a Seen after these ticks and these records that went to quarantine.
 
     A row for each run of trade ids of either, each producer and partition, and each asset and span with its newest
-    minute. Out: kind (run, rejected, sequence, minute), source, symbol, trade_epoch, producer, kafka_partition, asset,
-    span, first, last.
+    minute; and one with the number of records in quarantine. Out: kind (run, rejected, sequence, minute, quarantined),
+    source, symbol, trade_epoch, producer, kafka_partition, asset, span, first, last.
     """
     sequences = (
         ticks.where(F.col("trade_id").isNull() & F.col("producer").isNotNull() & F.col("sequence").isNotNull())
@@ -199,7 +190,13 @@ def summary(ticks: DataFrame, rejected: DataFrame, gold_time: Column) -> DataFra
     numbered = rejected.where(F.col("source").isNotNull() & F.col("symbol").isNotNull()).select(
         "source", "symbol", F.coalesce("trade_epoch", F.lit(0).cast("bigint")).alias("trade_epoch"), "trade_id"
     )
-    kinds = {"run": _runs(ticks), "rejected": _runs(numbered), "sequence": sequences, "minute": minutes}
+    kinds = {
+        "run": _runs(ticks),
+        "rejected": _runs(numbered),
+        "sequence": sequences,
+        "minute": minutes,
+        "quarantined": rejected.agg(F.count("*").alias("last")),
+    }
     first, *others = (rows.withColumn("kind", F.lit(kind)) for kind, rows in kinds.items())
     for rows in others:
         first = first.unionByName(rows, allowMissingColumns=True)

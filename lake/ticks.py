@@ -15,6 +15,7 @@ from datetime import datetime
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from lake.gaps import is_report, report
 from lake.tables import BRONZE_TICKS, PRICE, SILVER_QUARANTINE
 
 REQUIRED = ("timestamp", "asset", "price_usd")
@@ -125,7 +126,7 @@ def notional(price: Column, quantity: Column) -> Column:
     return F.coalesce(F.try_multiply(price, quantity).try_cast(_NOTIONAL), total)
 
 
-def judged(records: DataFrame, rejects_topic: str) -> DataFrame:
+def judged(records: DataFrame, rejects_topic: str, gaps_topic: str) -> DataFrame:
     """Each record with its tick's fields as far as they can be read, and the first rule that it breaks.
 
     Out: value, topic, partition, offset; received_at, event_time TIMESTAMP; price_usd, quantity DECIMAL(28,12); the
@@ -188,10 +189,14 @@ def judged(records: DataFrame, rejects_topic: str) -> DataFrame:
             F.lit("price_usd * quantity has more than 20 digits before the point"),
         ),
     ]
-    broken = F.coalesce(
-        *(
-            F.when(applies, F.struct(F.lit(rule).alias("rule"), reason.alias("reason")))
-            for rule, applies, reason in rules
+    is_gap = F.col("topic") == gaps_topic
+    not_a_gap = F.struct(F.lit("gap").alias("rule"), F.lit("the value is not a row of silver.gaps").alias("reason"))
+    broken = F.when(is_gap, F.when(~is_report(F.col("value")), not_a_gap)).otherwise(
+        F.coalesce(
+            *(
+                F.when(applies, F.struct(F.lit(rule).alias("rule"), reason.alias("reason")))
+                for rule, applies, reason in rules
+            )
         )
     )
     return (
@@ -236,14 +241,14 @@ def quarantined(judged_records: DataFrame, at: datetime) -> DataFrame:
     )
 
 
-def valid_ticks(judged_records: DataFrame, future_tolerance_seconds: float) -> DataFrame:
+def valid_ticks(judged_records: DataFrame, gaps_topic: str, future_tolerance_seconds: float) -> DataFrame:
     """silver.ticks without is_late, repeats included."""
     source = F.coalesce("source", F.lit("unknown"))
     symbol = F.coalesce("symbol", "asset")
     epoch = F.coalesce("trade_epoch", F.lit(0).cast("bigint"))
     event_time = F.coalesce("event_time", "received_at")
     tolerance = F.make_dt_interval(secs=F.lit(future_tolerance_seconds).cast("DECIMAL(18,6)"))
-    return judged_records.where(F.col("rule").isNull()).select(
+    return judged_records.where(F.col("rule").isNull() & (F.col("topic") != gaps_topic)).select(
         F.coalesce(
             F.when(F.col("trade_id").isNotNull(), F.concat_ws(":", source, symbol, epoch, "trade_id")),
             F.concat(F.col("producer"), F.lit(":"), F.col("sequence")),
@@ -265,6 +270,13 @@ def valid_ticks(judged_records: DataFrame, future_tolerance_seconds: float) -> D
         F.col("offset").alias("kafka_offset"),
         (event_time > F.col("received_at") + tolerance).alias("is_future"),
         F.to_date(event_time).alias("event_date"),
+    )
+
+
+def gap_reports(judged_records: DataFrame, gaps_topic: str) -> DataFrame:
+    """partition, offset, and report: the row of silver.gaps that a record of topic `gaps` holds."""
+    return judged_records.where(F.col("rule").isNull() & (F.col("topic") == gaps_topic)).select(
+        "partition", "offset", report(F.col("value")).alias("report")
     )
 
 

@@ -36,7 +36,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import Settings, arguments, from_command_line
 from lake import prices
-from lake.gaps import Gap, frame, holes, judged_reports, newest, reconciled, reported, unfilled
+from lake.gaps import Gap, frame, holes, newest, reconciled, reported, unfilled
 from lake.lease import LakeInUse, Lease
 from lake.seen import Seen, summary
 from lake.tables import (
@@ -48,7 +48,7 @@ from lake.tables import (
     SILVER_TICKS,
     TABLES,
 )
-from lake.ticks import bronze, gold_time, judged, quarantined, valid_ticks
+from lake.ticks import bronze, gap_reports, gold_time, judged, quarantined, valid_ticks
 from lake.writer import Fenced, LakeWriter, create_table
 
 logger = logging.getLogger("streaming.ticks")
@@ -96,8 +96,7 @@ class Lakehouse:
     def _write(self, records: DataFrame, query: str, batch: int) -> None:
         began, at = time.monotonic(), datetime.now(UTC)
         lake, settings = self.writer, self.settings
-        checked = judged(records.where(F.col("topic") != settings.gaps_topic), settings.rejects_topic).persist()
-        reports = judged_reports(records.where(F.col("topic") == settings.gaps_topic)).persist()
+        checked = judged(records, settings.rejects_topic, settings.gaps_topic).persist()
         with ThreadPoolExecutor(5) as threads:
 
             def start(step: Callable[..., None], *args: object, **options: object) -> None:
@@ -108,9 +107,11 @@ class Lakehouse:
             start(lake.append, bronze(records, at), BRONZE_TICKS)
             ticks = self._new_ticks(checked, batch).persist()
             bad = checked.where(F.col("rule").isNotNull())
-            found = summary(ticks, bad, gold_time()).collect()
+            reports = gap_reports(checked, settings.gaps_topic).withColumn("kind", F.lit("report"))
+            told = summary(ticks, bad, gold_time()).unionByName(reports, allowMissingColumns=True)
+            found = told.collect()
             seen = self.seen.with_rows(found)
-            changed, early = self._gaps(found, seen, reported(reports), at)
+            changed, early = self._gaps(found, seen, reported(row for row in found if row.kind == "report"), at)
             start(lake.append, ticks, SILVER_TICKS, seen=seen.to_json(), early=[gap.to_json() for gap in early])
             if changed:
                 rows = frame(records.sparkSession, changed)
@@ -121,14 +122,13 @@ class Lakehouse:
             start(lake.fold, minutes, GOLD_PRICE_1M, spans=spans, folded=prices.price_1m)
             current = prices.newest_ticks(gold_ticks, at)
             start(lake.fold, current, GOLD_CURRENT_PRICE, spans=[0] if spans else [], folded=prices.current_price)
-            wrong = quarantined(checked.unionByName(reports, allowMissingColumns=True), at)
-            if not wrong.isEmpty():
-                start(lake.append, wrong, SILVER_QUARANTINE)
+            if any(row.last for row in found if row.kind == "quarantined"):
+                start(lake.append, quarantined(checked, at), SILVER_QUARANTINE)
             for step in running:
                 step.result()
         self.seen, self.early = seen, early
         self.gaps = unfilled([*self.gaps.values(), *changed])
-        for cached in (ticks, checked, reports):
+        for cached in (ticks, checked):
             cached.unpersist()
         logger.info("batch %d: %.2f s", batch, time.monotonic() - began)
 
@@ -149,13 +149,12 @@ class Lakehouse:
         return reconciled(self.gaps, missing, said, at), early
 
     def _new_ticks(self, checked: DataFrame, batch: int) -> DataFrame:
-        valid = valid_ticks(checked, self.settings.future_tolerance_seconds)
+        valid = valid_ticks(checked, self.settings.gaps_topic, self.settings.future_tolerance_seconds)
         if batch > self.writer.batch(SILVER_TICKS):
             return self.seen.first_deliveries(valid, gold_time())
-        # Silver has this batch already: its ticks are those of its records that silver holds.
-        places = checked.select(F.col("partition").alias("kafka_partition"), F.col("offset").alias("kafka_offset"))
+        # Silver has this batch already: its ticks are those of its valid ones that silver holds from the same place.
         silver = checked.sparkSession.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
-        return silver.join(places, ["kafka_partition", "kafka_offset"], "left_semi")
+        return silver.join(valid, ["kafka_partition", "kafka_offset"], "left_semi")
 
 
 def checkpoint_query(spark: SparkSession, location: str) -> str | None:

@@ -89,8 +89,8 @@ def test_a_record_is_judged_as_the_oracle_does_in_either_form_of_json(spark: Spa
     compact = [json.dumps(message, separators=(",", ":")).encode() for message in messages]
     values: list[bytes | None] = [*compact, *(json.dumps(message).encode() for message in messages)]
     values += [None, b"", b"[]", b"7", b"{", compact[0] + b"x", compact[0] + b"," + compact[0]]
-    checked = judged(records(spark, values), "rejects").persist()
-    ticks = {row["kafka_offset"]: row for row in valid_ticks(checked, 5.0).collect()}
+    checked = judged(records(spark, values), "rejects", "gaps").persist()
+    ticks = {row["kafka_offset"]: row for row in valid_ticks(checked, "gaps", 5.0).collect()}
     bad = {row["offset"]: row for row in quarantined(checked, datetime(2024, 1, 1, tzinfo=UTC)).collect()}
     assert len(ticks) + len(bad) == len(values)
     for offset, value in enumerate(values):

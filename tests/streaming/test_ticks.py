@@ -81,11 +81,19 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
     chance = random.Random(5)
     records = [Record("ticks", 0, number, None, message(chance, number)) for number in range(80)]
     report = {
-        "gap_id": "venue:BTCUSDT:0:2", "source": "venue", "symbol": "BTCUSDT", "trade_epoch": 0,
-        "first_missing": 2, "last_missing": 60, "detected_at": TIME.isoformat(), "status": "unfillable",
+        "gap_id": "venue:BTCUSDT:0:2",
+        "source": "venue",
+        "symbol": "BTCUSDT",
+        "trade_epoch": 0,
+        "first_missing": 2,
+        "last_missing": 60,
+        "detected_at": TIME.isoformat(),
+        "status": "unfillable",
         "reason": "the venue forgets",
     }
     records[25] = Record("gaps", 0, 0, None, json.dumps(report).encode())
+    # At a place in its topic where the topic of the ticks has a tick of an earlier micro-batch.
+    records[50] = Record("rejects", 0, 2, None, b'{"reason": "no price"}')
     records[45] = Record("gaps", 0, 1, None, b'{"gap_id": "none"}')
     root = f"file:{tmp_path / 'lake'}"
     settings = Settings(lake_root=root, checkpoint=f"file:{tmp_path / 'checkpoint'}")
