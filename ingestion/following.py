@@ -69,7 +69,6 @@ async def _find(discovery: Discovery, name: str) -> list[Instrument]:
         else:
             if not found:
                 raise SettingsError(f"discover: {name} has none of the assets that are wanted")
-            log.info("%s: following %d symbols", name, len(found))
             return found
 
 
