@@ -6,12 +6,15 @@ Kafka, and of the reported gaps.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -19,8 +22,17 @@ import pytest
 
 import services
 from conf.settings import Settings
+from ingestion.clock import Clock
+from ingestion.connection import Connection
+from ingestion.counts import Counts
+from ingestion.delivery import Delivery
+from ingestion.feeds import make_feed
+from ingestion.gaps import GapTracker
 from ingestion.instruments import INSTRUMENTS
+from ingestion.intake import Intake, Topics
 from ingestion.operation import fetch_status
+from ingestion.publisher import KafkaPublisher
+from ingestion.spool import Spool
 from services.control import states
 from simulator.faults import restarted_ids
 from simulator.market import trades
@@ -36,7 +48,7 @@ from tests.faults.conftest import (
     scaled,
     simulated,
 )
-from tests.programs import Program, ingestion, kafka_count, simulator, wait_until
+from tests.programs import Program, ingestion, kafka_count, kafka_records, simulator, wait_until
 from tests.spools import spooled
 
 pytestmark = pytest.mark.services
@@ -315,3 +327,56 @@ def test_restarted_ids(own: Settings, folder: Path, show: Show) -> None:
     assert found.events == expected
     assert not found.missing
     show(ticks=count, epochs=sorted(found.epochs))
+
+
+def test_stepped_clock(own: Settings, folder: Path, show: Show) -> None:
+    """The machine's clock is set an hour ahead and back: every tick keeps its place in time, and it is noticed."""
+    stepped_ns = 0
+    clock = Clock(lambda: time.time_ns() + stepped_ns)
+    counts = Counts()
+    steps: list[int] = []
+
+    async def until(ticks: int) -> None:
+        async with asyncio.timeout(120):
+            while counts.ticks < ticks:
+                await asyncio.sleep(0.01)
+
+    async def scenario(url: str) -> None:
+        nonlocal stepped_ns
+        spool = Spool(folder / "spool", 5.0, 1 << 30)
+        topics = Topics(own.ticks_topic, own.rejects_topic, own.gaps_topic)
+        intake = Intake(make_feed("binance", ASSETS, url), spool, counts, topics, GapTracker())
+        connection = Connection(intake, clock, 1 << 20)
+        delivery = Delivery(spool, lambda: KafkaPublisher(own))
+        reading, writing, sending = (asyncio.create_task(part.run()) for part in (connection, spool, delivery))
+        for step_ns in (3_600 * 10**9, -3_600 * 10**9):
+            await until(counts.ticks + 1_500)
+            stepped_ns += step_ns
+            steps.append(clock.check())
+        await until(counts.ticks + 1_500)
+        connection.stop()
+        await reading
+        spool.stop()
+        await writing
+        await delivery.drain(60.0)
+        sending.cancel()
+        await asyncio.wait([sending])
+        spool.close()
+
+    with simulator(folder, *simulated(10**9)) as (source, url):
+        asyncio.run(scenario(url))
+        made = all_sent(source)
+    found = Delivered.of(own)
+    found.assert_one_identity_without_holes()
+    assert found.records == counts.ticks
+    assert found.trades <= made
+    assert [round(step / 3.6e12) for step in steps] == [1, -1]
+    times = {
+        message["sequence"]: message["timestamp"]
+        for message in (json.loads(record.value) for record in kafka_records(own, own.ticks_topic))
+    }
+    in_order = [times[number] for number in sorted(times)]
+    assert in_order == sorted(in_order)
+    first, last = (datetime.fromisoformat(text) for text in (in_order[0], in_order[-1]))
+    assert (last - first).total_seconds() < 600
+    show(ticks=counts.ticks, steps_seconds=[round(step / 1e9) for step in steps])
