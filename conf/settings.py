@@ -111,7 +111,9 @@ class Settings(BaseModel):
     discovery_seconds: float = Field(
         3_600.0, gt=0, le=86_400, description="the assets to follow are looked up again every so often"
     )
-    rest_urls: Mapped = Field({}, description="REST addresses where not the venues' own, as FEED=URL")
+    rest_urls: Mapped = Field(
+        {}, description="REST addresses, as FEED=URL; default: the venues' own, for feeds at the venues' own addresses"
+    )
     backfill_max_trades: int = Field(
         100_000, ge=0, description="a gap of more trades is not filled from the venue's history; 0: none is"
     )

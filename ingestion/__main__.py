@@ -111,7 +111,7 @@ class Ingester:
             source.intake,
             self._clock.now_ns,
             refresh.instrument,
-            rest_url=self._settings.rest_urls.get(followed.feed.name),
+            rest_url=followed.rest_url,
             most_trades=self._settings.backfill_max_trades,
         )
         return [backfill.run()] if self._settings.discover == "named" else [backfill.run(), refresh.run()]
