@@ -32,7 +32,7 @@ from ingestion.feeds import make_feed
 from ingestion.gaps import GapTracker
 from ingestion.intake import Intake, Topics
 from ingestion.operation import fetch_status
-from ingestion.publisher import KafkaPublisher
+from ingestion.publisher import publisher
 from ingestion.spool import Spool
 from ingestion.ticks import Tick
 from simulator.dialects import Listing
@@ -90,15 +90,15 @@ async def stages(settings: Settings, topics: Topics, count: int, folder: Path) -
         while spool.read():
             pass
     spool.rewind()
-    publisher = KafkaPublisher(settings)
-    await publisher.start()
-    with Stage("read the spool, send to Kafka until acknowledged", count):
+    kafka = publisher(settings)
+    await kafka.start()
+    with Stage(f"read the spool, send by {settings.kafka_client} until acknowledged", count):
         while records := spool.read():
             for record in records:
-                await publisher.send(*record)
+                await kafka.send(*record)
             await asyncio.sleep(0)
-        await publisher.flush(600)
-    await publisher.close()
+        await kafka.flush(600)
+    await kafka.close()
     spool.stop()
     await writing
     spool.close()
@@ -115,6 +115,7 @@ def running(settings: Settings, topics: Topics, folder: Path, *market: str) -> I
             "url": url, "assets": ",".join(ASSETS), "spool_dir": folder, "metrics_port": 0,
             "kafka_bootstrap_servers": settings.kafka_bootstrap_servers, "ticks_topic": topics.ticks,
             "rejects_topic": topics.rejects, "gaps_topic": topics.gaps, "backfill_max_trades": 0,
+            "kafka_client": settings.kafka_client,
         }  # fmt: skip
         flags = [text for name, value in given.items() for text in (flag(name), str(value))]
         command = [sys.executable, "-m", "ingestion", *flags]
@@ -146,7 +147,7 @@ def throughput(settings: Settings, topics: Topics, count: int, folder: Path) -> 
     ticks = last["published"] - first["published"]
     cpu = after.user + after.system - before.user - before.system
     say(
-        figure="throughput, spool on", ticks=ticks, cpu_us_a_tick=round(cpu / ticks * 1e6, 1),
+        figure=f"throughput, spool on, {settings.kafka_client}", ticks=ticks, cpu_us_a_tick=round(cpu / ticks * 1e6, 1),
         ticks_a_second_on_one_core=round(ticks / cpu), ticks_a_second_here=round(ticks / took),
         memory_mb=round(last["memory_bytes"] / 1e6),
     )  # fmt: skip
@@ -196,7 +197,7 @@ async def recovery(folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__, "kafka_bootstrap_servers")
+    parser = arguments(__doc__, "kafka_bootstrap_servers", "kafka_client")
     parser.add_argument("--ticks", type=int, default=200_000, metavar="N", help="default: 200000")
     parser.add_argument("--seconds", type=int, default=20, metavar="N", help="of 2,000 ticks/s (default: 20)")
     settings, given = from_command_line(parser, argv)

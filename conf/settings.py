@@ -91,6 +91,9 @@ class Settings(BaseModel):
     kafka_bootstrap_servers: Address = Field("127.0.0.1:29092", description="HOST:PORT of Kafka brokers")
     ticks_topic: Topic = Field("ticks", description="topic of the ticks")
     rejects_topic: Topic = Field("rejects", description="topic of the frames that no feed could turn into ticks")
+    kafka_client: Literal["kafka-python", "confluent-kafka"] = Field(
+        "kafka-python", description="library that sends to Kafka: kafka-python, or confluent-kafka, which is faster"
+    )
     gaps_topic: Topic = Field("gaps", description="topic of the ticks that are known to be missing")
     kafka_partitions: Count = Field(4, description="partitions of a topic, fixed when it is created")
     kafka_retention_hours: Count = Field(168, description="hours that Kafka keeps a record")

@@ -31,7 +31,7 @@ from ingestion.gaps import GapTracker
 from ingestion.instruments import INSTRUMENTS
 from ingestion.intake import Intake, Topics
 from ingestion.operation import fetch_status
-from ingestion.publisher import KafkaPublisher
+from ingestion.publisher import publisher
 from ingestion.spool import Spool
 from services.control import states
 from simulator.faults import restarted_ids
@@ -367,7 +367,7 @@ def test_stepped_clock(own: Settings, folder: Path, show: Show) -> None:
         topics = Topics(own.ticks_topic, own.rejects_topic, own.gaps_topic)
         intake = Intake(make_feed("binance", ASSETS, url), spool, counts, topics, GapTracker())
         connection = Connection(intake, clock, 1 << 20)
-        delivery = Delivery(spool, lambda: KafkaPublisher(own))
+        delivery = Delivery(spool, lambda: publisher(own))
         reading, writing, sending = (asyncio.create_task(part.run()) for part in (connection, spool, delivery))
         for step_ns in (3_600 * 10**9, -3_600 * 10**9):
             await flow(connection)
