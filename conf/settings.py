@@ -91,6 +91,9 @@ class Settings(BaseModel):
     kafka_bootstrap_servers: Address = Field("127.0.0.1:29092", description="HOST:PORT of Kafka brokers")
     ticks_topic: Topic = Field("ticks", description="topic of the ticks")
     rejects_topic: Topic = Field("rejects", description="topic of the frames that no feed could turn into ticks")
+    kafka_client: Literal["kafka-python", "confluent-kafka"] = Field(
+        "kafka-python", description="library that sends to Kafka: kafka-python, or confluent-kafka, which is faster"
+    )
     gaps_topic: Topic = Field("gaps", description="topic of the ticks that are known to be missing")
     kafka_partitions: Count = Field(4, description="partitions of a topic, fixed when it is created")
     kafka_retention_hours: Count = Field(168, description="hours that Kafka keeps a record")
@@ -111,7 +114,9 @@ class Settings(BaseModel):
     discovery_seconds: float = Field(
         3_600.0, gt=0, le=86_400, description="the assets to follow are looked up again every so often"
     )
-    rest_urls: Mapped = Field({}, description="REST addresses where not the venues' own, as FEED=URL")
+    rest_urls: Mapped = Field(
+        {}, description="REST addresses, as FEED=URL; default: the venues' own, for feeds at the venues' own addresses"
+    )
     backfill_max_trades: int = Field(
         100_000, ge=0, description="a gap of more trades is not filled from the venue's history; 0: none is"
     )

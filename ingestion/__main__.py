@@ -35,7 +35,7 @@ from ingestion.failover import Failover, Source
 from ingestion.following import Followed, find_feeds, resume
 from ingestion.intake import Intake, Topics
 from ingestion.operation import Operation, fetch_status, shown
-from ingestion.publisher import KafkaPublisher
+from ingestion.publisher import publisher
 from ingestion.recording import Recording
 from ingestion.recovery import SECTION, recover_tracker
 from ingestion.spool import Spool
@@ -51,9 +51,9 @@ FLAGS = (
     "feed", "url", "assets", "discover", "top_assets", "discovery_seconds", "rest_urls", "backfill_max_trades",
     "fallback_feeds", "fallback_urls", "all_feeds_at_once", "failover_seconds",
     "healthy_seconds", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions",
-    "kafka_retention_hours", "kafka_retention_bytes", "max_frame_bytes", "max_in_flight", "stop_seconds",
-    "spool_dir", "spool_fsync_ms", "spool_max_bytes", "record", "record_bytes", "metrics_port", "stale_seconds",
-    "log_format",
+    "kafka_retention_hours", "kafka_retention_bytes", "kafka_client", "max_frame_bytes", "max_in_flight",
+    "stop_seconds", "spool_dir", "spool_fsync_ms", "spool_max_bytes", "record", "record_bytes", "metrics_port",
+    "stale_seconds", "log_format",
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ class Ingester:
             healthy_seconds=settings.healthy_seconds,
             at_once=settings.all_feeds_at_once,
         )
-        self._delivery = Delivery(spool, lambda: KafkaPublisher(settings))
+        self._delivery = Delivery(spool, lambda: publisher(settings))
         self._process = psutil.Process()
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
@@ -111,7 +111,7 @@ class Ingester:
             source.intake,
             self._clock.now_ns,
             refresh.instrument,
-            rest_url=self._settings.rest_urls.get(followed.feed.name),
+            rest_url=followed.rest_url,
             most_trades=self._settings.backfill_max_trades,
         )
         return [backfill.run()] if self._settings.discover == "named" else [backfill.run(), refresh.run()]

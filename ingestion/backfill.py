@@ -60,11 +60,11 @@ class Backfill:
         now_ns: Callable[[], int],
         instrument_of: Callable[[str], Instrument | None],
         *,
-        rest_url: str | None = None,
+        rest_url: str | None,
         most_trades: int,
     ) -> None:
-        """`instrument_of` knows the source's symbols. `rest_url` replaces the venue's own; 0 as `most_trades`: no gap
-        is filled, and those of more are not."""
+        """`instrument_of` knows the source's symbols. Without `rest_url` nothing can be filled, nor are gaps of more
+        than `most_trades`."""
         self._source = source
         self._tracker = tracker
         self._outlet = outlet
@@ -83,11 +83,12 @@ class Backfill:
 
     async def run(self) -> None:
         """Until cancelled."""
-        if self._venue is None:
+        if self._venue is None or self._rest_url is None:
             while True:
                 await self.report()
+                await self._due()
                 await asyncio.sleep(LOOK_SECONDS)
-        async with Rest(self._rest_url or self._venue.url, self._venue.least_seconds) as rest:
+        async with Rest(self._rest_url, self._venue.least_seconds) as rest:
             filling: asyncio.Task[None] | None = None
             try:
                 while True:
@@ -121,8 +122,9 @@ class Backfill:
                 f" ({first.reason})" if first.reason else "",
             )
 
-    async def _fill_all(self, rest: Rest, venue: Venue) -> None:
-        loop = asyncio.get_running_loop()
+    async def _due(self) -> list[tuple[Gap, int | None]]:
+        """The gaps to ask for now. Those that it makes no sense to ask for are given up."""
+        now = asyncio.get_running_loop().time()
         found = [(gap, before) for gap, before in self._tracker.open_gaps() if gap.source == self._source]
         known = self._attempts
         self._attempts = {gap.gap_id: known.get(gap.gap_id, _Attempt()) for gap, _ in found}
@@ -131,8 +133,13 @@ class Backfill:
             reason = self._hopeless(gap)
             if reason is not None:
                 await self._give_up(gap, reason)
-            elif self._attempts[gap.gap_id].not_before <= loop.time():
+            elif self._attempts[gap.gap_id].not_before <= now:
                 due.append((gap, before_ns))
+        return due
+
+    async def _fill_all(self, rest: Rest, venue: Venue) -> None:
+        loop = asyncio.get_running_loop()
+        due = await self._due()
         if loop.time() < self._not_before:
             return
         for group in _groups(due):
@@ -157,6 +164,8 @@ class Backfill:
 
     def _hopeless(self, gap: Gap) -> str | None:
         """Why asking for this gap makes no sense; None if it does."""
+        if self._rest_url is None:
+            return "no REST address is set for a feed that is not at its venue's own address"
         if gap.trade_epoch != self._tracker.epoch(gap.source, gap.symbol):
             return "the venue has started its numbers again since"
         if gap.count > self._most_trades:

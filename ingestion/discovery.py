@@ -191,6 +191,7 @@ class Refresh:
     def begin(self, instruments: Sequence[Instrument]) -> None:
         """What the feed follows from the start."""
         self._followed = {instrument.symbol: instrument for instrument in instruments}
+        log.info("%s: following %d symbols", self._feed.name, len(instruments))
 
     async def run(self) -> None:
         """Until cancelled: look again every so often. Where the list cannot be had, the old one stays."""

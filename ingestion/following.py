@@ -12,6 +12,7 @@ from ingestion.discovery import Discovery
 from ingestion.errors import VenueRefused
 from ingestion.feeds import Feed, coincap, feed_of
 from ingestion.gaps import GapTracker
+from ingestion.history import VENUES
 from ingestion.instruments import Instrument
 from ingestion.rest import RestBusy, RestRefused
 
@@ -25,6 +26,9 @@ class Followed:
     feed: Feed
     instruments: list[Instrument]
     discovery: Discovery
+    rest_url: str | None
+    """Of the past trades. A feed at another address than its venue's own has none but the one that is set: a simulated
+    venue's gaps are not to be filled with real trades."""
 
     @property
     def symbols(self) -> Container[str]:
@@ -53,7 +57,9 @@ async def find_feeds(settings: Settings) -> list[Followed]:
         discovery = Discovery(settings, name, some=name != settings.feed)
         url = settings.url if name == settings.feed else settings.fallback_urls.get(name)
         instruments = await _find(discovery, name)
-        found.append(Followed(feed_of(name, instruments, url, key), instruments, discovery))
+        own = VENUES[name].url if url is None and name in VENUES else None
+        feed = feed_of(name, instruments, url, key)
+        found.append(Followed(feed, instruments, discovery, settings.rest_urls.get(name, own)))
     return found
 
 
@@ -69,7 +75,6 @@ async def _find(discovery: Discovery, name: str) -> list[Instrument]:
         else:
             if not found:
                 raise SettingsError(f"discover: {name} has none of the assets that are wanted")
-            log.info("%s: following %d symbols", name, len(found))
             return found
 
 

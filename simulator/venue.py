@@ -45,6 +45,7 @@ class Venue:
         """
         self._faults = faults
         self._heard: Counter[ServerConnection] = Counter()
+        self._silent: list[ServerConnection] = []
         self._source = source
         self._speed = speed
         self._dialect = dialect
@@ -69,6 +70,14 @@ class Venue:
 
     async def play(self) -> None:
         """Send the source to its end."""
+        try:
+            await self._play()
+        finally:
+            # They would never answer our goodbye.
+            for client in self._silent:
+                client.transport.abort()
+
+    async def _play(self) -> None:
         await self._open.wait()
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -93,6 +102,7 @@ class Venue:
         if due and SILENCE in self._faults and len(self._heard) == 1:
             # Nothing more is said to this client, not even a pong: as if its packets went nowhere.
             client.transport.pause_reading()
+            self._silent.append(client)
             for clients in self._subscribers.values():
                 clients.discard(client)
         elif due and CUTS in self._faults:

@@ -86,7 +86,8 @@ def ingestion(folder: Path, settings: Settings, url: str, *arguments: str) -> It
     After `program.stop()`, `program.line()` is its summary: received, rejected, published, undelivered.
     """
     names = (
-        "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions", "max_frame_bytes",
+        "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions", "kafka_client",
+        "max_frame_bytes",
     )  # fmt: skip
     given = [text for name in names for text in (flag(name), str(getattr(settings, name)))]
     own = ("--spool-dir", str(folder / "spool"), "--metrics-port", "0")

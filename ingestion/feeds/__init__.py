@@ -27,10 +27,6 @@ class Feed(Protocol):
         """Where to connect. It may hold a key: what is logged is this without its query."""
 
     @property
-    def numbered(self) -> bool:
-        """Whether the venue numbers its trades, so that a missing one can be named."""
-
-    @property
     def silence_seconds(self) -> float:
         """A connection that says nothing for so long is not believed to be alive."""
 

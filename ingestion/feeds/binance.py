@@ -34,7 +34,6 @@ class Binance:
     """The trades of some instruments, on one connection."""
 
     name = "binance"
-    numbered = True
     silence_seconds = 20.0
     connection_lifetime_seconds: float | None = 24 * 3600.0
 

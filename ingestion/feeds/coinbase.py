@@ -32,7 +32,6 @@ class Coinbase:
     """The trades of some instruments, on one connection."""
 
     name = "coinbase"
-    numbered = True
     # A heartbeat comes every second.
     silence_seconds = 4.0
     connection_lifetime_seconds: float | None = None

@@ -26,7 +26,6 @@ class CoinCap:
     """The prices of some assets, or with an instrument whose symbol is ALL of all that CoinCap knows."""
 
     name = "coincap"
-    numbered = False
     silence_seconds = 30.0
     connection_lifetime_seconds: float | None = None
 

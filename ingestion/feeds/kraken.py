@@ -29,7 +29,6 @@ class Kraken:
     """The trades of some instruments, on one connection."""
 
     name = "kraken"
-    numbered = True
     silence_seconds = 4.0
     connection_lifetime_seconds: float | None = None
 

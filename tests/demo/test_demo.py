@@ -13,6 +13,7 @@ import pytest
 
 import services
 from conf.settings import PROJECT, read_settings
+from lake.tables import TABLES
 
 pytestmark = pytest.mark.services
 
@@ -30,6 +31,7 @@ datanode_port = 25866
 datanode_http_port = 25864
 datanode_ipc_port = 25867
 sql_port = 25000
+metrics_port = 25100
 """
 PATIENCE = 600.0
 
@@ -43,7 +45,7 @@ def test_the_demo_shows_prices_answers_sql_and_leaves_nothing_running(tmp_path: 
         )
         try:
             deadline = time.monotonic() + PATIENCE
-            while demo.poll() is None and "SQL: 6 tables" not in out.read_text():
+            while demo.poll() is None and f"SQL: {len(TABLES)} tables" not in out.read_text():
                 assert time.monotonic() < deadline, out.read_text()[-5000:]
                 time.sleep(0.5)
             programs = psutil.Process(demo.pid).children(recursive=True)

@@ -201,6 +201,21 @@ def test_a_gap_beyond_the_setting_or_before_the_numbers_began_again_is_not_asked
     asyncio.run(scenario())
 
 
+def test_without_an_address_of_its_rest_a_gap_is_unfillable() -> None:
+    async def scenario() -> None:
+        desk = Desk("binance", 100)
+        desk.hear(lambda place: place == 50)
+        backfill = Backfill(
+            "binance", desk.tracker, desk.memory, time.time_ns, desk.instruments.get, rest_url=None, most_trades=10
+        )
+        task = asyncio.create_task(backfill.run())
+        await desk.until(lambda: desk.memory.statuses() == {"unfillable": 1})
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(scenario())
+
+
 def test_requests_keep_their_distance_and_a_limit_is_waited_out() -> None:
     async def scenario() -> None:
         desk = Desk("coinbase", 10)

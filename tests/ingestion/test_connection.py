@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -147,6 +149,29 @@ def test_a_refusal_ends_the_connection_within_seconds(status: HTTPStatus, tmp_pa
                 async with asyncio.timeout(5):
                     await desk.task
             assert "canary" not in str(refused.value)
+
+    asyncio.run(scenario())
+
+
+def test_a_bad_certificate_ends_the_connection_within_seconds(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def scenario() -> None:
+        async with serve(lambda client: client.wait_closed(), "127.0.0.1", 0, ssl=context) as listening:
+            desk = Desk(f"wss://localhost:{listening.sockets[0].getsockname()[1]}/stream", tmp_path)
+            with pytest.raises(VenueRefused, match="certificate"):
+                async with asyncio.timeout(5):
+                    await desk.task
 
     asyncio.run(scenario())
 

@@ -31,7 +31,7 @@ def answered(status: int, **headers: str) -> InvalidStatus:
         (answered(429, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"), False, 60),
         (answered(429), False, 60),
         (answered(404), False, 0),
-        (answered(451), False, 0),
+        (answered(451), True, 0),
         (answered(503), False, 0),
         (ssl.SSLError("wrong version"), False, 0),
         (ConnectionRefusedError(111, "refused"), False, 0),

@@ -32,6 +32,21 @@ def test_each_feed_follows_those_of_the_named_assets_that_its_venue_trades() -> 
     assert kraken.feed.url == "ws://127.0.0.1:2/v2"
 
 
+def test_a_simulated_venues_gaps_are_not_filled_with_real_trades() -> None:
+    settings = Settings(
+        feed="binance",
+        url="ws://127.0.0.1:1/stream",
+        fallback_feeds=["kraken", "coinbase"],
+        fallback_urls={"kraken": "ws://127.0.0.1:2/v2"},
+        rest_urls={"kraken": "http://127.0.0.1:2"},
+    )
+    assert [each.rest_url for each in asyncio.run(find_feeds(settings))] == [
+        None,
+        "http://127.0.0.1:2",
+        "https://api.exchange.coinbase.com",
+    ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [

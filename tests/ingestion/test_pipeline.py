@@ -31,6 +31,7 @@ from tests.programs import RECORDINGS, ingestion, kafka_count, kafka_records, si
 
 Running = Callable[..., Settings]
 ASSETS = ["bitcoin", "ethereum"]
+CLIENTS = ["kafka-python", "confluent-kafka"]
 
 
 @pytest.fixture
@@ -103,8 +104,10 @@ def assert_numbered_without_holes(found: dict[str, list[dict[str, Any]]]) -> Non
 
 
 @pytest.mark.services
-def test_every_trade_of_a_venue_is_in_kafka_once_with_its_digits(own: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+def test_every_trade_of_a_venue_is_in_kafka_once_with_its_digits(own: Settings, tmp_path: Path, client: str) -> None:
     """Real recordings where they are at hand, else the simulator's own market."""
+    own = own.model_copy(update={"kafka_client": client})
     files = [RECORDINGS / f"binance-{symbol}-20240809.gz" for symbol in ("btcusdt", "ethusdt")]
     if all(file.exists() for file in files):
         expected = [
@@ -205,8 +208,12 @@ def test_a_signal_in_mid_flow_loses_nothing_that_was_received(
 
 
 @pytest.mark.services
-def test_a_killed_kafka_delays_ticks_and_neither_loses_nor_repeats_one(own: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_killed_kafka_delays_ticks_and_neither_loses_nor_repeats_one(
+    own: Settings, tmp_path: Path, client: str
+) -> None:
     """More come than Kafka's client may hold: the spool takes them, and reading goes on."""
+    own = own.model_copy(update={"kafka_client": client})
     total = 20_000
     arguments = ("--rate", "2000", "--trades", str(total), "--assets", "bitcoin,ethereum")
     with (
