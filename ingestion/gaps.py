@@ -197,6 +197,24 @@ class GapTracker:
             if of == source:
                 self._disconnected(source, symbol, line, at_ns)
 
+    def observe_report(self, gap: Gap) -> None:
+        """Take note of a row that was reported before a restart: it is not reported again as it was."""
+        line = self._line(gap.source, gap.symbol)
+        line.touched = True
+        if gap.status == "open":
+            line.rows[gap.gap_id] = gap
+            for hole in _inside(gap, line.holes):
+                hole.reported = True
+            return
+        before = line.rows.pop(gap.gap_id, None)
+        if before is not None:
+            # Where the row was split, the other parts' rows follow; should they be lost, they are reported anew.
+            for hole in _inside(before, line.holes):
+                hole.reported = False
+        if gap.status == "unfillable":
+            for hole in _inside(gap, line.holes):
+                line.holes.remove(hole)
+
     def resumed(self) -> None:
         """After a restart: from the last tick of each symbol on, nothing was received."""
         for (source, symbol), line in self._lines.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class Recording:
         self._rotate_bytes = rotate_bytes
         self._waiting: dict[str, bytearray] = {}
         self._open: dict[str, tuple[gzip.GzipFile, int]] = {}
+        # At the end the rest may come while a thread still writes what came before.
+        self._one_at_a_time = threading.Lock()
         self.left_out = 0
 
     def take(self, feed: str, received_ns: int, frame: bytes) -> None:
@@ -44,10 +47,13 @@ class Recording:
                 await asyncio.sleep(FLUSH_SECONDS)
                 await self._flush()
         finally:
-            for feed in self._waiting:
-                self._write(feed, self._waiting[feed])
+            for feed, lines in self._waiting.items():
+                if lines:
+                    self._write(feed, lines)
             for file, _ in self._open.values():
                 file.close()
+            if self.left_out:
+                log.warning("the recording lacks %d frames: the disk did not take them", self.left_out)
 
     async def _flush(self) -> None:
         for feed in tuple(self._waiting):
@@ -56,6 +62,10 @@ class Recording:
                 await asyncio.shield(asyncio.create_task(asyncio.to_thread(self._write, feed, lines)))
 
     def _write(self, feed: str, lines: bytearray) -> None:
+        with self._one_at_a_time:
+            self._write_lines(feed, lines)
+
+    def _write_lines(self, feed: str, lines: bytearray) -> None:
         file, written = self._open.get(feed) or (self._begin(feed), 0)
         try:
             file.write(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ingestion.feeds.fields import utc_ns
-from ingestion.gaps import GapTracker
+from ingestion.gaps import Gap, GapTracker
 from ingestion.intake import Topics
 from ingestion.spool import Spool
 from ingestion.state import State
@@ -26,7 +26,17 @@ def recover_tracker(state: State, spool: Spool, topics: Topics) -> GapTracker:
             tracker.observe_reject(
                 Reject(_ns(message["received_at"]), message["source"], "", b"", message["symbol"], message["trade_id"])
             )
+        elif record.topic == topics.gaps:
+            tracker.observe_report(_gap(record.value))
     return tracker
+
+
+def _gap(value: bytes) -> Gap:
+    """The gap of a message that `Gap.to_json` made."""
+    message = json.loads(value)
+    for name in ("disconnected_at", "detected_at", "filled_at"):
+        message[name] = None if message[name] is None else _ns(message[name])
+    return Gap(**message)
 
 
 def _tick(value: bytes) -> Tick:

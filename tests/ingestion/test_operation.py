@@ -89,7 +89,7 @@ def test_a_recording_replayed_gives_the_same_ticks(nowhere: Settings, tmp_path: 
     first.mkdir()
     second.mkdir()
     count = 3_000
-    arguments = ("--stop-seconds", "0", "--record", str(tmp_path / "day.gz"), "--record-bytes", "200000")
+    arguments = ("--stop-seconds", "0", "--record", str(tmp_path / "day.gz"), "--record-bytes", "100000")
     with (
         simulator(first, "--rate", "1000", "--trades", str(count), "--fault", "malformed") as (source, url),
         ingestion(first, nowhere, url, *arguments) as program,
@@ -98,7 +98,7 @@ def test_a_recording_replayed_gives_the_same_ticks(nowhere: Settings, tmp_path: 
         wait_until(lambda: received(first) == count, "all received")
         assert program.stop() == 0
     files = sorted(tmp_path.glob("day-binance-*.gz"))
-    assert len(files) > 2
+    assert len(files) >= 2
     with gzip.open(files[0], "rt") as lines:
         assert int(next(lines).partition(" ")[0]) > 1e18
 
