@@ -22,19 +22,20 @@ SUMMARY = (
 )
 
 
-def summaries(ticks: DataFrame, *window: Column) -> DataFrame:
-    """A summary row per window; `window` are the columns that say which one, `ticks` are rows of silver.ticks."""
-    order = F.struct(gold_time().alias("gold_time"), *ORDER_FIELDS).cast(TICK_ORDER)
+def summaries(ticks: DataFrame, **window: Column) -> DataFrame:
+    """A summary row per window; `window` names the columns that say which one, `ticks` are rows of silver.ticks."""
+    within = ("trade_epoch", "trade_id", "producer", "sequence", "event_id")
+    order = F.struct(gold_time().alias("gold_time"), *within).cast(TICK_ORDER)
     price = F.col("price_usd")
     return (
         ticks.select(
-            *window,
+            *(column.alias(name) for name, column in window.items()),
             price,
             "quantity",
             notional(price, F.col("quantity")).alias("tick_notional"),
             order.alias("tick_order"),
         )
-        .groupBy(*(F.col(name) for name in _names(ticks, window)))
+        .groupBy(*window)
         .agg(
             F.count("*").alias("tick_count"),
             F.sum("price_usd").cast("DECIMAL(38,12)").alias("price_sum"),
@@ -51,13 +52,6 @@ def summaries(ticks: DataFrame, *window: Column) -> DataFrame:
         .withColumn("first_event_time", F.col("open_order.gold_time"))
         .withColumn("last_event_time", F.col("close_order.gold_time"))
     )
-
-
-ORDER_FIELDS = ("trade_epoch", "trade_id", "producer", "sequence", "event_id")
-
-
-def _names(ticks: DataFrame, window: tuple[Column, ...]) -> list[str]:
-    return ticks.select(*window).columns
 
 
 def merged(left: Column, right: Column) -> Column:
@@ -121,7 +115,7 @@ def derived(summary: dict[str, Column]) -> dict[str, Column]:
 def minute_summaries(ticks: DataFrame, at: datetime) -> DataFrame:
     """source, asset, window_start, SUMMARY, updated_at of these ticks' minutes."""
     start = F.date_trunc("minute", gold_time())
-    rows = summaries(ticks, F.col("source"), F.col("asset"), start.alias("window_start"))
+    rows = summaries(ticks, source=F.col("source"), asset=F.col("asset"), window_start=start)
     return rows.withColumn("updated_at", F.lit(at))
 
 
