@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
@@ -89,15 +90,30 @@ class Lease:
             stream.close()
 
     def _read(self) -> dict[str, Any] | None:
-        """Who has the lease; None if nobody has, also while it is being written."""
+        """Who has the lease; None if nobody has. One that is just being written is waited for."""
+        for _ in range(50):
+            text = self._text()
+            if text is None:
+                return None
+            try:
+                return dict(json.loads(text))
+            except ValueError:
+                time.sleep(0.05)
+        return None
+
+    def _text(self) -> str | None:
+        """The file as it is at this moment, which may be half-written; None if there is none."""
         if not self._files.exists(self._path):
             return None
-        stream = self._files.open(self._path)
         try:
-            text = self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8")
-        finally:
-            stream.close()
-        return dict(json.loads(text)) if text else None
+            stream = self._files.open(self._path)
+            try:
+                return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+            finally:
+                stream.close()
+        except Py4JJavaError:
+            # It was replaced meanwhile. What cannot be read at all cannot be written either, which raises then.
+            return ""
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
