@@ -1,7 +1,8 @@
 """What the tables must hold, computed from Kafka's records with plain Python, decimals and fractions.
 
 No Spark and nothing of lake/, so that a mistake there cannot hide here. `lake_of` takes the records as delivered and
-returns the rows by the contract; `trades_in` reads a recording of Binance's combined stream without ingestion's code.
+returns the rows by the contract: those of bronze and silver here, gold's by tests/oracle_gold.py. `trades_in` reads a
+recording of Binance's combined stream without ingestion's code.
 Not computed, because they depend on when the job ran: updated_at, ingested_at, quarantined_at, is_late.
 """
 
@@ -19,14 +20,28 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
 
+from tests.oracle_gold import (
+    DIGITS_AFTER_POINT,
+    MINUTE,
+    Alert,
+    CurrentPrice,
+    GoldRow,
+    Mover,
+    PriceWindow,
+    RollingPrice,
+    alerts_of,
+    current_prices_of,
+    half_up,
+    rolling_prices_of,
+    top_movers_of,
+    windows_of,
+)
+
 NAME = re.compile(r"[A-Za-z0-9/._-]{1,64}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-DIGITS_AFTER_POINT = 12
 DIGITS_BEFORE_POINT = 16
-NOTIONAL_DIGITS = 18
 NOTIONAL_LIMIT = 10**20
-MINUTE = timedelta(minutes=1)
 ASSETS = {
     "BTCUSDT": "bitcoin",
     "ETHUSDT": "ethereum",
@@ -92,40 +107,7 @@ class Quarantined:
     offset: int
 
 
-@dataclass(frozen=True)
-class Minute:
-    """A row of gold.price_1m, without updated_at."""
-
-    source: str
-    asset: str
-    window_start: datetime
-    window_end: datetime
-    open: Decimal
-    high: Decimal
-    low: Decimal
-    close: Decimal
-    average: Decimal
-    volatility_pct: float | None
-    volume: Decimal | None
-    vwap: Decimal | None
-    tick_count: int
-    first_event_time: datetime
-    last_event_time: datetime
-    window_date: date
-
-
-@dataclass(frozen=True)
-class CurrentPrice:
-    """A row of gold.current_price, without updated_at and change_pct_1m."""
-
-    asset: str
-    price_usd: Decimal
-    source: str
-    event_time: datetime
-    event_id: str
-
-
-Row = Record | Tick | Quarantined | Minute | CurrentPrice
+Row = Record | Tick | Quarantined | GoldRow
 
 
 @dataclass
@@ -135,8 +117,14 @@ class Lake:
     bronze: dict[Hashable, Record] = field(default_factory=dict)
     silver: dict[Hashable, Tick] = field(default_factory=dict)
     quarantine: dict[Hashable, Quarantined] = field(default_factory=dict)
-    price_1m: dict[Hashable, Minute] = field(default_factory=dict)
+    price_1m: dict[Hashable, PriceWindow] = field(default_factory=dict)
+    price_5m: dict[Hashable, PriceWindow] = field(default_factory=dict)
+    price_1h: dict[Hashable, PriceWindow] = field(default_factory=dict)
+    price_1d: dict[Hashable, PriceWindow] = field(default_factory=dict)
+    rolling_price: dict[Hashable, RollingPrice] = field(default_factory=dict)
     current_price: dict[Hashable, CurrentPrice] = field(default_factory=dict)
+    alerts: dict[Hashable, Alert] = field(default_factory=dict)
+    top_movers: dict[Hashable, Mover] = field(default_factory=dict)
 
 
 class NotATick(ValueError):
@@ -150,6 +138,10 @@ def lake_of(
     ticks_topic: str = "ticks",
     gaps_topic: str = "gaps",
     gold_symbols: dict[str, str] | None = None,
+    volatility: timedelta = MINUTE,
+    alert_threshold_pct: float = 2.0,
+    alert_window: timedelta = timedelta(seconds=10),
+    alert_cooldown: timedelta = timedelta(seconds=60),
 ) -> Lake:
     """The tables that these records make. Among repeats the lowest offset wins."""
     lake = Lake()
@@ -169,9 +161,25 @@ def lake_of(
     gold = [
         tick for tick in lake.silver.values() if chosen.get(f"{tick.source}:{tick.asset}", tick.symbol) == tick.symbol
     ]
-    lake.price_1m = {(row.source, row.asset, row.window_start): row for row in minutes_of(gold)}
+    lake.price_1m = _by_start(windows_of(gold, MINUTE))
+    lake.price_5m = _by_start(windows_of(gold, timedelta(minutes=5)))
+    lake.price_1h = _by_start(windows_of(gold, timedelta(hours=1)))
+    lake.price_1d = _by_start(windows_of(gold, timedelta(days=1)))
+    lake.rolling_price = {(row.source, row.asset, row.as_of): row for row in rolling_prices_of(gold, volatility)}
     lake.current_price = {row.asset: row for row in current_prices_of(gold)}
+    alerts = alerts_of(gold, threshold_pct=alert_threshold_pct, window=alert_window, cooldown=alert_cooldown)
+    lake.alerts = {row.alert_id: row for row in alerts}
+    lake.top_movers = {(row.window_start, row.rank): row for row in top_movers_of(lake.price_1m.values())}
     return lake
+
+
+def minutes_of(ticks: Iterable[Tick]) -> Iterator[PriceWindow]:
+    """gold.price_1m of distinct ticks in any order."""
+    return windows_of(ticks, MINUTE)
+
+
+def _by_start(rows: Iterable[PriceWindow]) -> dict[Hashable, PriceWindow]:
+    return {(row.source, row.asset, row.window_start): row for row in rows}
 
 
 def tick_of(record: Record, future_tolerance: timedelta) -> Tick:
@@ -234,69 +242,6 @@ def tick_of(record: Record, future_tolerance: timedelta) -> Tick:
         is_future=event_time - received_at > future_tolerance,
         event_date=event_time.date(),
     )
-
-
-def minutes_of(ticks: Iterable[Tick]) -> Iterator[Minute]:
-    """gold.price_1m of distinct ticks in any order."""
-    by_minute: defaultdict[tuple[str, str, datetime], list[Tick]] = defaultdict(list)
-    for tick in ticks:
-        by_minute[tick.source, tick.asset, tick.gold_time.replace(second=0, microsecond=0)].append(tick)
-    for (source, asset, start), members in by_minute.items():
-        ordered = sorted(
-            members, key=lambda t: _order(t.gold_time, t.trade_epoch, t.trade_id, t.producer, t.sequence, t.event_id)
-        )
-        prices = [Fraction(tick.price_usd) for tick in ordered]
-        sized = [(Fraction(tick.price_usd), Fraction(tick.quantity)) for tick in ordered if tick.quantity is not None]
-        notional = sum(Fraction(half_up(price * size, NOTIONAL_DIGITS)) for price, size in sized)
-        volume = sum((size for _, size in sized), Fraction(0))
-        yield Minute(
-            source=source,
-            asset=asset,
-            window_start=start,
-            window_end=start + MINUTE,
-            open=ordered[0].price_usd,
-            high=half_up(max(prices)),
-            low=half_up(min(prices)),
-            close=ordered[-1].price_usd,
-            average=half_up(sum(prices, Fraction(0)) / len(prices)),
-            volatility_pct=volatility_pct(prices),
-            volume=half_up(volume) if sized else None,
-            vwap=half_up(notional / volume) if volume else None,
-            tick_count=len(ordered),
-            first_event_time=ordered[0].gold_time,
-            last_event_time=ordered[-1].gold_time,
-            window_date=start.date(),
-        )
-
-
-def current_prices_of(ticks: Iterable[Tick]) -> Iterator[CurrentPrice]:
-    """gold.current_price of distinct ticks in any order."""
-    by_asset: defaultdict[str, list[Tick]] = defaultdict(list)
-    for tick in ticks:
-        by_asset[tick.asset].append(tick)
-    for asset, members in by_asset.items():
-        newest = max(
-            members,
-            key=lambda t: _order(
-                min(t.event_time, t.received_at), t.event_time, t.source, t.trade_id, t.producer, t.sequence, t.event_id
-            ),
-        )
-        yield CurrentPrice(asset, newest.price_usd, newest.source, newest.event_time, newest.event_id)
-
-
-def volatility_pct(prices: list[Fraction]) -> float | None:
-    """100 * sample standard deviation / mean, exact up to the last square root; None below two prices."""
-    if len(prices) < 2:
-        return None
-    mean = sum(prices, Fraction(0)) / len(prices)
-    variance = sum(((price - mean) ** 2 for price in prices), Fraction(0)) / (len(prices) - 1)
-    return 100 * math.sqrt(variance / mean**2)
-
-
-def half_up(number: Fraction, digits: int = DIGITS_AFTER_POINT) -> Decimal:
-    """A number from 0 up, rounded half up to so many digits after the point."""
-    scaled = math.floor(number * 10**digits + Fraction(1, 2))
-    return Decimal((0, tuple(int(digit) for digit in str(scaled)), -digits))
 
 
 @dataclass(frozen=True)
@@ -426,11 +371,6 @@ def _digits_after_point(number: Decimal) -> int:
     _, digits, exponent = number.as_tuple()
     significant = "".join(map(str, digits)).rstrip("0")
     return -int(exponent) - (len(digits) - len(significant)) if significant else 0
-
-
-def _order(*parts: datetime | int | str | None) -> tuple[tuple[bool, datetime | int | str], ...]:
-    """A sort key in which None comes first."""
-    return tuple((part is not None, 0 if part is None else part) for part in parts)
 
 
 def _require(holds: bool, rule: str) -> None:

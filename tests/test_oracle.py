@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.oracle import Record, differences, half_up, lake_of, trades_in, volatility_pct
+from tests.oracle import Record, differences, lake_of, trades_in
+from tests.oracle_gold import half_up, volatility_pct
 
 VALID: dict[str, object] = {"timestamp": "2024-08-09T10:00:00.000001Z", "asset": "bitcoin", "price_usd": "100"}
 
@@ -105,6 +106,7 @@ def test_only_the_chosen_symbol_of_an_asset_feeds_gold() -> None:
         ("price", {"price_usd": "-1"}),
         ("price", {"price_usd": "NaN"}),
         ("precision", {"price_usd": "1.0000000000001"}),
+        ("precision", {"price_usd": "1e-30"}),
         ("precision", {"quantity": "0.0000000000001"}),
         ("range", {"price_usd": "1" + 30 * "0"}),
         ("range", {"price_usd": "1e999999999"}),
@@ -147,8 +149,8 @@ def test_a_numeric_price_keeps_its_digits() -> None:
 def test_rounding_is_half_up_and_volatility_is_the_sample_s() -> None:
     assert half_up(Fraction(5, 10**13)) == Decimal("0.000000000001")
     assert half_up(Fraction(4, 10**13)) == 0
-    assert volatility_pct([Fraction(1)]) is None
-    assert volatility_pct([Fraction(1), Fraction(3)]) == pytest.approx(100 * 2**0.5 / 2)
+    assert volatility_pct([1]) is None
+    assert volatility_pct([1, 3]) == pytest.approx(100 * 2**0.5 / 2)
 
 
 def test_trades_are_read_from_a_recording_of_the_combined_stream(tmp_path: Path) -> None:
