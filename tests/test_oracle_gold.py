@@ -227,6 +227,12 @@ def test_an_episode_closes_at_the_first_tick_with_nothing_before_it() -> None:
     assert only_alert(tick(0, "100"), tick(1, "103")).closed_at is None, "with no tick it stays open"
 
 
+def test_a_tick_of_the_same_instant_can_close_an_episode() -> None:
+    """Both are compared with 100; the second, later in tick order, is 0.5 % above it."""
+    alert = only_alert(tick(0, "100", 1), tick(1, "103", 2), tick(1, "100.5", 3))
+    assert (alert.opened_at, alert.closed_at, alert.peak_change_pct) == (at(1), at(1), 3.0)
+
+
 def test_the_peak_is_the_largest_change_of_the_episode() -> None:
     """A tick that closes it is none of it."""
     alert = only_alert(tick(0, "100"), tick(1, "103"), tick(2, "107"), tick(3, "104"), tick(40, "1"))
@@ -345,7 +351,7 @@ def test_episodes_do_not_overlap_and_are_a_cooldown_apart(ticks: list[Tick]) -> 
         alerts.sort(key=lambda alert: alert.opened_at)
         for one, following in pairwise(alerts):
             assert one.closed_at is not None
-            assert one.opened_at < one.closed_at
+            assert one.opened_at <= one.closed_at
             assert following.opened_at >= one.closed_at + 20 * SECOND
 
 
