@@ -21,8 +21,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import psutil
-from pythonjsonlogger.json import JsonFormatter
 
+from conf.logs import set_up_logging
 from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, from_command_line
 from ingestion.backfill import Backfill
 from ingestion.clock import Clock
@@ -309,17 +309,6 @@ def _stop_on_signal() -> asyncio.Event:
     return stop
 
 
-def _set_up_logging(kind: str) -> None:
-    handler = logging.StreamHandler()
-    if kind == "json":
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # Each attempt of kafka-python's to reach a broker is a line; `publisher` says it in one.
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__, *FLAGS)
     parser.prog = "python -m ingestion"
@@ -327,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, given = from_command_line(parser, argv)
     if given.command == "status":
         return tell_status(settings)
-    _set_up_logging(settings.log_format)
+    set_up_logging(settings.log_format)
     try:
         return asyncio.run(ingest(settings))
     except SettingsError as error:
