@@ -67,6 +67,13 @@ def _port_in_range(text: str) -> str:
     return text
 
 
+def _http_url(secret: SecretStr) -> SecretStr:
+    """An HTTP address that may hold a key, so that no message may hold it."""
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", _port_in_range(secret.get_secret_value())):
+        raise ValueError("not an address like https://HOST/PATH")
+    return secret
+
+
 Names = Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9/._-]{1,64}$")]], BeforeValidator(_listed)]
 Mapped = Annotated[dict[str, str], BeforeValidator(_mapped)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -75,6 +82,9 @@ InRange = AfterValidator(_port_in_range)
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}(,[A-Za-z0-9._-]+:[0-9]{1,5})*$"), InRange]
 WebSocketUrl = Annotated[str, Field(pattern=r"^wss?://[^/\s]+(/\S*)?$"), InRange]
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$"), InRange]
+SecretUrl = Annotated[SecretStr, AfterValidator(_http_url)]
+MailAddress = Annotated[str, Field(pattern=r"^[!-;=?A-~]+@[A-Za-z0-9.-]+$")]
+MailAddresses = Annotated[list[MailAddress], BeforeValidator(_listed)]
 # Hadoop's own way of writing a local path has one slash, and Delta takes two ways of writing for two places.
 StorageUrl = Annotated[
     str, Field(pattern=r"^[a-z][a-z0-9+.-]*:/\S*[^/\s]$"), AfterValidator(lambda url: url.replace("file:///", "file:/"))
@@ -156,6 +166,26 @@ class Settings(BaseModel):
     )
     spool_max_bytes: int = Field(
         8 << 30, ge=1 << 20, description="size of the spool from which on nothing more is read from the venue"
+    )
+
+    # Alerts and their notifier
+    alerts_topic: Topic = Field("alerts", description="topic of the alerts")
+    webhook_url: SecretUrl | None = Field(
+        None, description="alerts are POSTed here; in the environment, TICKHOUSE_WEBHOOK_URL, and never a flag"
+    )
+    smtp_host: str | None = Field(None, description="mail server that alerts are sent through")
+    smtp_port: Port = Field(25, description="port of the mail server")
+    smtp_tls: Literal["none", "starttls", "tls"] = Field(
+        "none", description="none, starttls (usually port 587), or tls from the first byte (usually port 465)"
+    )
+    smtp_from: MailAddress | None = Field(None, description="sender of the mails")
+    smtp_to: MailAddresses = Field([], description="recipients of the mails, comma-separated")
+    smtp_user: str | None = Field(None, description="name at the mail server, if it wants one")
+    smtp_password: SecretStr | None = Field(
+        None, description="password of smtp_user; in the environment, TICKHOUSE_SMTP_PASSWORD, and never a flag"
+    )
+    alert_stale_seconds: float = Field(
+        300.0, gt=0, le=86_400, description="nobody is told of an alert that opened longer ago"
     )
 
     # Lake
@@ -255,7 +285,13 @@ def _one_line(problem: ErrorDetails, flags: Mapping[str, Any], exported: Mapping
         where = f"{name} in {path}"
     if problem["type"] == "extra_forbidden":
         return f"{where}: there is no such setting"
+    if name in Settings.model_fields and _is_secret(Settings.model_fields[name].annotation):
+        return f"{where}: {problem['msg']}"
     return f"{where} = {problem['input']!r}: {problem['msg']}"
+
+
+def _is_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or any(map(_is_secret, typing.get_args(annotation)))
 
 
 def arguments(description: str | None, *names: str) -> argparse.ArgumentParser:

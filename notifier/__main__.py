@@ -1,0 +1,104 @@
+"""From Kafka's topic of alerts to people: `TICKHOUSE_WEBHOOK_URL=https://... python -m notifier`
+
+Each alert is told of once, when its episode opens, by HTTP POST (webhook_url), by e-mail (smtp_host, smtp_from,
+smtp_to), or both; not if it is older than alert_stale_seconds. What fails is tried again until then. A second time is
+told only what was sent just before a crash, or taken without an answer. The webhook's address and smtp_password come
+from the environment or the file of settings, never from a flag. Runs until SIGINT or SIGTERM; a second signal ends it
+at once.
+
+Exit codes: 0 stopped; 1 an error that is none of the outside's; 2 wrong settings, or nobody to tell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from conf.logs import set_up_logging
+from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, from_command_line
+from notifier.channels import channels
+from notifier.notifying import Notifying
+from notifier.told import Told
+
+log = logging.getLogger("notifier")
+
+FAILED, KILLED = 1, 130
+FLAGS = (
+    "kafka_bootstrap_servers", "alerts_topic", "alert_stale_seconds", "smtp_host", "smtp_port", "smtp_tls", "smtp_from",
+    "smtp_to", "smtp_user", "state_dir", "log_format",
+)  # fmt: skip
+
+
+def notify(settings: Settings) -> int:
+    """The exit code. Raises SettingsError."""
+    ways = channels(settings)
+    stop = _stop_on_signal()
+    with _own_folder(settings.state_dir / "notifier" / settings.alerts_topic) as folder:
+        try:
+            parts = [Notifying(settings, way, Told(folder / f"{way.name}.ids"), stop) for way in ways]
+        except OSError as error:
+            raise SettingsError(f"state_dir: {error}") from error
+        log.info("telling of %s by %s", settings.alerts_topic, " and ".join(way.name for way in ways))
+        with ThreadPoolExecutor(len(parts)) as pool:
+            running = [pool.submit(part.run) for part in parts]
+            wait(running, return_when=FIRST_COMPLETED)
+            stop.set()
+    failures = [failure for each in running if (failure := each.exception()) is not None]
+    for failure in failures:
+        log.error("ended", exc_info=failure)
+    return FAILED if failures else 0
+
+
+@contextmanager
+def _own_folder(folder: Path) -> Iterator[Path]:
+    """A folder that no other notifier uses meanwhile. Raises SettingsError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise SettingsError(f"state_dir: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(f"state_dir: another notifier uses {folder}") from None
+        yield folder
+
+
+def _stop_on_signal() -> threading.Event:
+    """Set by the first SIGINT or SIGTERM; the second ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(KILLED)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return stop
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__, *FLAGS)
+    parser.prog = "python -m notifier"
+    settings, _ = from_command_line(parser, argv)
+    set_up_logging(settings.log_format)
+    try:
+        return notify(settings)
+    except SettingsError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

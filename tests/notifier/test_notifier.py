@@ -1,0 +1,408 @@
+"""Alerts reach people: each once, while it is news, whatever fails on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.message import Message
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.structs import OffsetAndMetadata
+from pydantic import SecretStr
+
+from conf.settings import PROJECT, Settings
+from notifier.alerts import Alert, NotAnAlert
+from notifier.channels import Email, NotNow, Refused, Webhook, channels
+from notifier.told import Told
+from tests.listening import listeners
+from tests.notifier.receivers import Hook, Mailbox, serving
+from tests.programs import Program, running_program, wait_until
+
+CANARY = "canary-51c0ffee"
+
+
+def row(name: str, *, age: float = 0, **others: object) -> bytes:
+    """A row of gold.alerts as JSON."""
+    opened_at = datetime.now(UTC) - timedelta(seconds=age)
+    return json.dumps(
+        {
+            "alert_id": f"binance:bitcoin:up:binance:BTCUSDT:0:{name}",
+            "source": "binance",
+            "asset": "bitcoin",
+            "direction": "up",
+            "threshold_pct": 2.0,
+            "window_seconds": 10,
+            "opened_at": opened_at.isoformat(timespec="microseconds"),
+            "reference_price": "60000.100000000000",
+            "reference_time": (opened_at - timedelta(seconds=3)).isoformat(timespec="microseconds"),
+            "trigger_price": "61500.000000000001",
+            "peak_change_pct": 2.4998,
+            "closed_at": None,
+            **others,
+        }
+    ).encode()
+
+
+class Topic:
+    """A topic of its own, and the settings of a notifier that reads it."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.name = f"alerts-{uuid4().hex[:12]}"
+        self.servers = settings.kafka_bootstrap_servers
+        self.folder = folder
+        self.folder.mkdir(exist_ok=True)
+
+    def create(self) -> None:
+        admin = KafkaAdminClient(bootstrap_servers=self.servers)
+        admin.create_topics([NewTopic(self.name, 2, 1)])
+        admin.close()
+
+    def publish(self, *values: bytes | None) -> None:
+        producer = KafkaProducer(bootstrap_servers=self.servers)
+        for value in values:
+            producer.send(self.name, value, key=b"binance:bitcoin")
+        producer.flush()
+        producer.close()
+
+    def forget_offsets(self, channel: str) -> None:
+        """As if what was told of had never been committed."""
+        consumer = KafkaConsumer(bootstrap_servers=self.servers, group_id=f"notifier-{channel}-{self.name}")
+        places = [TopicPartition(self.name, number) for number in (0, 1)]
+        consumer.assign(places)
+        consumer.commit({place: OffsetAndMetadata(0, "", -1) for place in places})
+        consumer.close()
+
+    def arguments(self, *others: str) -> tuple[str, ...]:
+        own = ("--kafka-bootstrap-servers", self.servers, "--alerts-topic", self.name)
+        return (*own, "--state-dir", str(self.folder / "state"), *others)
+
+    @contextmanager
+    def notifier(self, *others: str) -> Iterator[Program]:
+        with running_program("notifier", self.arguments(*others), self.folder / "notifier.log") as program:
+            yield program
+
+
+@pytest.fixture
+def topic(running: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Topic:
+    monkeypatch.delenv("TICKHOUSE_WEBHOOK_URL", raising=False)
+    return Topic(running("kafka"), tmp_path)
+
+
+def mail_flags(port: int) -> tuple[str, ...]:
+    people = ("--smtp-from", "a@b.test", "--smtp-to", "c@d.test,e@f.test")
+    return ("--smtp-host", "127.0.0.1", "--smtp-port", str(port), *people)
+
+
+def hook_at(monkeypatch: pytest.MonkeyPatch, port: int, path: str = "/hook") -> None:
+    monkeypatch.setenv("TICKHOUSE_WEBHOOK_URL", f"http://127.0.0.1:{port}{path}")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def text_of(mail: Message) -> str:
+    payload = mail.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    return payload.decode()
+
+
+# Through Kafka
+
+
+@pytest.mark.services
+def test_each_alert_is_told_of_once_by_all_ways_over_restarts(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again when it is corrected or closed; not when it is stale; and what is no alert stops nothing."""
+    hook, mailbox = Hook(), Mailbox(rude=True)
+    hook_at(monkeypatch, hook.port)
+    first, second, third = row("1"), row("2"), row("3")
+    with serving(hook), serving(mailbox):
+        with topic.notifier(*mail_flags(mailbox.port)) as program:
+            wait_until(lambda: program.logged("telling of"), "it starts before there is a topic")
+            topic.create()
+            topic.publish(first, row("1", peak_change_pct=3.5), b"{", None, b"[]", b"\xff", row("0", age=400))
+            topic.publish(row("1", closed_at=datetime.now(UTC).isoformat()), row("4", opened_at="soon"), first, second)
+            wait_until(lambda: len(hook.bodies) >= 2 and len(mailbox.mails) >= 2, "both are told of by both ways")
+            assert not listeners([psutil.Process(program.process.pid)])
+            assert program.stop() == 0
+            assert program.log.read_text().count("webhook: skipped") == 5
+        topic.forget_offsets("webhook")
+        with topic.notifier(*mail_flags(mailbox.port)) as program:
+            topic.publish(third)
+            wait_until(lambda: len(hook.bodies) >= 3 and len(mailbox.mails) >= 3, "and the next one after a restart")
+            assert program.stop() == 0
+    assert hook.bodies == [first, second, third], "as they came, to the byte"
+    assert set(hook.asked) == {"/hook"}
+    assert [mail["Subject"] for mail in mailbox.mails] == 3 * ["bitcoin up 2.50 % at binance"]
+    assert [first.decode() in text_of(mail) for mail in mailbox.mails] == [True, False, False]
+    assert mailbox.recipients[:2] == ["TO:<c@d.test>", "TO:<e@f.test>"]
+    assert len({mail["Message-ID"] for mail in mailbox.mails}) == 3
+
+
+@pytest.mark.services
+def test_a_webhook_that_is_down_gets_its_alerts_when_it_is_back(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds up no mail meanwhile."""
+    port = free_port()
+    hook_at(monkeypatch, port)
+    mailbox = Mailbox()
+    topic.create()
+    topic.publish(row("1"), row("2"))
+    with serving(mailbox), topic.notifier(*mail_flags(mailbox.port)) as program:
+        wait_until(lambda: len(mailbox.mails) == 2, "mail goes out")
+        wait_until(lambda: program.logged("webhook: ConnectError; again in"), "the webhook is asked again")
+        hook = Hook(port, answers=(503, 429, 204))
+        hook.headers = {"Retry-After": "1"}
+        with serving(hook):
+            wait_until(lambda: len(hook.bodies) == 2, "the webhook has both")
+            assert program.stop() == 0
+        assert len(mailbox.mails) == 2
+        assert program.logged("HTTP 503; again in")
+
+
+@pytest.mark.services
+def test_what_could_not_be_told_before_a_stop_is_told_after_it(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    hook_at(monkeypatch, port)
+    topic.create()
+    topic.publish(row("1"))
+    with topic.notifier() as program:
+        wait_until(lambda: program.logged("again in"), "it is tried")
+        assert program.stop() == 0
+    hook = Hook(port)
+    with serving(hook), topic.notifier() as program:
+        wait_until(lambda: len(hook.bodies) == 1, "it is told of")
+        assert program.stop() == 0
+
+
+@pytest.mark.services
+def test_what_is_no_news_any_more_or_refused_is_given_up(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And holds up nothing; a time far ahead does not make it news for ever."""
+    hook = Hook(answers=(400, *(503 for _ in range(100))))
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    refused, ahead, told = row("1"), row("2", age=-86_400), row("3", age=-3_600)
+    with serving(hook), topic.notifier("--alert-stale-seconds", "3") as program:
+        topic.publish(refused, ahead)
+        wait_until(lambda: program.logged("gave up"), "one is given up")
+        hook.answers.clear()
+        topic.publish(refused, told)
+        wait_until(lambda: len(hook.bodies) == 1, "the next one is told of")
+        assert program.stop() == 0
+    assert hook.bodies == [told]
+    assert program.logged("webhook: refused binance:bitcoin:up:binance:BTCUSDT:0:1: HTTP 400")
+
+
+@pytest.mark.services
+def test_after_a_kill_only_what_was_in_hand_is_repeated(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the webhook has the third of five and has not answered."""
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    alerts = [row(str(number)) for number in range(5)]
+    hook.silent_from = 3
+    with serving(hook):
+        with topic.notifier() as program:
+            topic.publish(*alerts)
+            wait_until(lambda: len(hook.bodies) == 3, "the third is on its way")
+            program.stop(signal.SIGKILL)
+        hook.silent_from = None
+        hook.answer.set()
+        with topic.notifier() as program:
+            wait_until(lambda: len(hook.bodies) == 6, "the others are told of")
+            assert program.stop() == 0
+    assert hook.bodies == [*alerts[:3], *alerts[2:]]
+
+
+@pytest.mark.services
+def test_secrets_are_told_to_nobody(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by log, `ps` or the file of ids, whether the webhook is refused, away or answers."""
+    hook = Hook(answers=(403, 500))
+    hook_at(monkeypatch, hook.port, f"/{CANARY}?token={CANARY}")
+    monkeypatch.setenv("TICKHOUSE_SMTP_PASSWORD", CANARY)
+    flags = (*mail_flags(free_port()), "--smtp-user", "me", "--smtp-tls", "starttls", "--log-format", "json")
+    topic.create()
+    told: list[str] = []
+    with serving(hook), topic.notifier(*flags) as program:
+        topic.publish(row("1"), row("2"))
+        wait_until(lambda: len(hook.bodies) == 1 and program.logged("email: ConnectionRefusedError"), "some go wrong")
+        told += psutil.Process(program.process.pid).cmdline()
+        assert program.stop() == 0
+    told += [file.read_text() for file in (topic.folder / "state").rglob("*.ids")]
+    told.append(program.log.read_text())
+    assert hook.asked[0] == f"/{CANARY}?token={CANARY}"
+    assert "HTTP 403" in told[-1]
+    assert not [text for text in told if CANARY in text]
+
+
+# Settings
+
+
+def started(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "notifier", "--state-dir", str(folder), "--kafka-bootstrap-servers", "127.0.0.1:1"]
+    prefixed = {f"TICKHOUSE_{name.upper()}": value for name, value in environment.items()}
+    return subprocess.run(
+        [*command, *flags], cwd=PROJECT, capture_output=True, text=True, timeout=60, env={"PATH": "", **prefixed}
+    )
+
+
+def test_without_anybody_to_tell_it_says_what_to_set(tmp_path: Path) -> None:
+    ended = started(tmp_path)
+    assert ended.returncode == 2
+    assert "TICKHOUSE_WEBHOOK_URL" in ended.stderr
+    assert "smtp_host" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "settings"),
+    [
+        ("TICKHOUSE_WEBHOOK_URL: Value error, not an address", {"webhook_url": f"ftp://{CANARY}"}),
+        ("TICKHOUSE_WEBHOOK_URL: Value error, port 99999", {"webhook_url": f"http://h:99999/{CANARY}"}),
+        ("smtp_to", {"smtp_host": "h", "smtp_from": "a@b.test"}),
+        ("TICKHOUSE_SMTP_FROM", {"smtp_host": "h", "smtp_from": "a\nBcc: x@b.test", "smtp_to": "a@b.test"}),
+        ("smtp_user and", {"smtp_host": "h", "smtp_from": "a@b.test", "smtp_to": "a@b.test", "smtp_password": CANARY}),
+        (
+            "smtp_tls: smtp_password is not sent in the clear",
+            {
+                "smtp_host": "h",
+                "smtp_from": "a@b.test",
+                "smtp_to": "a@b.test",
+                "smtp_user": "u",
+                "smtp_password": CANARY,
+            },
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named_and_its_secret_is_not(tmp_path: Path, said: str, settings: dict[str, str]) -> None:
+    ended = started(tmp_path, **settings)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert CANARY not in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_two_notifiers_do_not_share_what_they_remember(tmp_path: Path) -> None:
+    flags = ("--state-dir", str(tmp_path), "--kafka-bootstrap-servers", "127.0.0.1:1", *mail_flags(1))
+    with running_program("notifier", flags, tmp_path / "log") as program:
+        wait_until(lambda: program.logged("telling of") and program.logged("Kafka"), "it waits for Kafka")
+        second = started(tmp_path, *mail_flags(1))
+        assert second.returncode == 2
+        assert "another notifier" in second.stderr
+        assert program.stop() == 0
+
+
+def test_secrets_do_not_show_in_settings() -> None:
+    settings = Settings(webhook_url=SecretStr(f"http://h/{CANARY}"), smtp_password=SecretStr(CANARY))
+    assert CANARY not in repr(settings) + str(settings.model_dump(mode="json"))
+    assert [channel.name for channel in channels(settings)] == ["webhook"]
+
+
+# The parts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alert_id": None},
+        {"alert_id": ""},
+        {"alert_id": 7},
+        {"asset": "a\r\nBcc: x@y.test"},
+        {"source": "\ud800"},
+        {"opened_at": "2024-08-09T10:00:00"},
+        {"opened_at": "0001-01-01T00:00:00+23:00"},
+        {"opened_at": 1723197600},
+        {"peak_change_pct": "2"},
+        {"peak_change_pct": True},
+        {"peak_change_pct": float("nan")},
+        {"reference_price": 5.5},
+    ],
+)
+def test_a_record_that_is_no_alert_is_known_as_such(change: dict[str, object]) -> None:
+    with pytest.raises(NotAnAlert):
+        Alert.read(json.dumps({**json.loads(row("1")), **change}).encode())
+
+
+def test_a_record_nested_too_deep_is_no_alert() -> None:
+    with pytest.raises(NotAnAlert):
+        Alert.read(b"[" * 500_000)
+
+
+def test_ids_are_remembered_by_the_newest_and_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "ids"
+    told = Told(file, most=3)
+    for name in ("a", "b\n", "ü", "d"):
+        told.add(name)
+    with file.open("a") as torn:
+        torn.write('\n"tor')
+    told.add("e")
+    again = Told(file, most=3)
+    assert [name in again for name in ("a", "b\n", "ü", "d", "e", "tor")] == [False, False, True, True, True, False]
+    for number in range(100):
+        again.add(str(number))
+        assert len(file.read_text().splitlines()) <= 7
+    assert "99" in Told(file, most=3)
+
+
+def test_a_webhook_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notifier.channels.TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        webhook = Webhook(f"http://127.0.0.1:{silent.getsockname()[1]}/{CANARY}")
+        with pytest.raises(NotNow, match="ReadTimeout") as error:
+            webhook.send(Alert.read(row("1")))
+        assert CANARY not in str(error.value)
+        webhook.close()
+
+
+def mail_settings(port: int, **others: object) -> Settings:
+    mail = {"smtp_host": "127.0.0.1", "smtp_port": port, "smtp_from": "a@b.test", "smtp_to": ["c@d.test"]}
+    return Settings.model_validate({**mail, **others})
+
+
+@pytest.mark.parametrize(("answer", "error"), [(451, NotNow), (550, Refused)])
+def test_a_mail_server_s_no_is_for_now_or_for_good(answer: int, error: type[Exception]) -> None:
+    mailbox = Mailbox()
+    mailbox.answers = [answer]
+    with serving(mailbox):
+        email = Email(mail_settings(mailbox.port))
+        with pytest.raises(error, match=str(answer)) as told:
+            email.send(Alert.read(row("1")))
+        assert "not you" not in str(told.value), "what it wrote may hold anything"
+        email.send(Alert.read(row("1")))
+    assert len(mailbox.mails) == 1
+
+
+def test_a_password_goes_to_a_server_that_proves_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=mailbox -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    mailbox = Mailbox(context)
+    with serving(mailbox):
+        email = Email(mail_settings(mailbox.port, smtp_tls="starttls", smtp_user="me", smtp_password=CANARY))
+        with pytest.raises(NotNow, match="SSLCertVerificationError"):
+            email.send(Alert.read(row("1")))
+        assert not mailbox.logins
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        email.send(Alert.read(row("1")))
+    assert mailbox.logins == [f"\0me\0{CANARY}"]
+    assert len(mailbox.mails) == 1
+
+
+def test_starttls_is_not_left_out_where_a_server_has_none() -> None:
+    mailbox = Mailbox()
+    with serving(mailbox), pytest.raises(Refused, match="NotSupported"):
+        Email(mail_settings(mailbox.port, smtp_tls="starttls")).send(Alert.read(row("1")))
+    assert not mailbox.mails
