@@ -43,12 +43,13 @@ log = logging.getLogger(__name__)
 POLL_MS = 500
 KAFKA_MS = 5_000
 METADATA_MS = 5_000
+RECONNECT_MS = 2_000
 # So long the next start waits for the partitions of one that was killed.
 SESSION_MS = 10_000
 AT_ONCE = 50
 KAFKA_AGAIN_SECONDS = 1.0
 SAY_AGAIN_SECONDS = 10.0
-_backoff = wait_exponential_jitter(initial=1, max=30, jitter=1)
+_backoff = wait_exponential_jitter(initial=1, max=10, jitter=1)
 
 
 def utc_now() -> datetime:
@@ -104,6 +105,7 @@ class Notifying:
             session_timeout_ms=SESSION_MS,
             max_poll_interval_ms=round(longest * 1_000),
             bootstrap_timeout_ms=KAFKA_MS,
+            reconnect_backoff_max_ms=RECONNECT_MS,
         )
         try:
             yield consumer

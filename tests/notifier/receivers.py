@@ -69,6 +69,9 @@ class Mailbox(socketserver.ThreadingTCPServer):
         self.rude = rude
         super().__init__(("127.0.0.1", 0), _Session)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that does not trust us hangs up; it says so itself."""
+
     @property
     def port(self) -> int:
         return int(self.server_address[1])

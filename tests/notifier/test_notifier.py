@@ -22,6 +22,7 @@ from kafka.admin import NewTopic
 from kafka.structs import OffsetAndMetadata
 from pydantic import SecretStr
 
+import services
 from conf.settings import PROJECT, Settings
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import Email, NotNow, Refused, Webhook, channels
@@ -224,6 +225,26 @@ def test_after_a_kill_only_what_was_in_hand_is_repeated(topic: Topic, monkeypatc
             wait_until(lambda: len(hook.bodies) == 6, "the others are told of")
             assert program.stop() == 0
     assert hook.bodies == [*alerts[:3], *alerts[2:]]
+
+
+@pytest.mark.services
+def test_kafka_may_be_away(topic: Topic, suite: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on when Kafka is back, and stops when asked to whether it is or not."""
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    with serving(hook), topic.notifier() as program:
+        topic.publish(row("1"))
+        wait_until(lambda: len(hook.bodies) == 1, "all is well")
+        try:
+            services.down(suite, ["kafka"])
+            services.up(suite, ["kafka"])
+            topic.publish(row("2"))
+            wait_until(lambda: len(hook.bodies) == 2, "it is back")
+            services.down(suite, ["kafka"])
+            assert program.stop() == 0
+        finally:
+            services.up(suite, ["kafka"])
 
 
 @pytest.mark.services
