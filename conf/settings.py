@@ -18,6 +18,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -201,6 +202,17 @@ class Settings(BaseModel):
     )
     gold_symbols: Mapped = Field(
         {}, description="the one symbol that feeds gold for SOURCE:ASSET, as SOURCE:ASSET=SYMBOL; others: every symbol"
+    )
+
+    volatility_seconds: int = Field(
+        60, ge=5, le=3_600, multiple_of=5, description="gold.rolling_price's volatility is over so many seconds"
+    )
+    alert_threshold_pct: Decimal = Field(
+        Decimal(2), gt=0, le=1_000, description="a change above so many percent is an alert"
+    )
+    alert_window_seconds: int = Field(10, ge=1, le=3_600, description="a change within so many seconds is an alert")
+    alert_cooldown_seconds: int = Field(
+        60, ge=0, le=86_400, description="no alert opens within so many seconds after one was closed"
     )
 
     # Streaming

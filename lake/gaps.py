@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from lake.seen import Instrument, Interval
+from lake.intervals import Instrument, Interval, common, minus
 from lake.tables import SILVER_GAPS
 
 UNREPORTED = "no tick with these ids has come"
@@ -67,37 +66,6 @@ class Gap:
         first, last = interval
         gap_id = f"{self.source}:{self.symbol}:{self.trade_epoch}:{first}"
         return replace(self, gap_id=gap_id, first_missing=first, last_missing=last)
-
-
-def minus(intervals: Iterable[Interval], taken: Sequence[Interval]) -> list[Interval]:
-    """The numbers of the sorted, disjoint intervals that no interval of `taken`, likewise, has."""
-    left: list[Interval] = []
-    for first, last in intervals:
-        for low, high in taken:
-            if high < first or low > last:
-                continue
-            if low > first:
-                left.append((first, low - 1))
-            first = high + 1
-        if first <= last:
-            left.append((first, last))
-    return left
-
-
-def common(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """The numbers that both have."""
-    return [
-        (max(first, low), min(last, high))
-        for first, last in intervals
-        for low, high in others
-        if max(first, low) <= min(last, high)
-    ]
-
-
-def holes(seen: Sequence[Interval], known: Sequence[Interval]) -> list[Interval]:
-    """The missing numbers: those between the intervals of `seen`, without those of `known`."""
-    between = [(left[1] + 1, right[0] - 1) for left, right in pairwise(seen)]
-    return minus(between, known)
 
 
 def reconciled(

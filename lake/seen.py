@@ -14,30 +14,16 @@ silver.ticks, so that the two cannot disagree.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-Instrument = tuple[str, str, int]
-Interval = tuple[int, int]
-
-# Gold time is reported by spans of this length, so that few rows say which parts of gold change.
-SPAN_SECONDS = 600
-
-
-def add_interval(intervals: Sequence[Interval], added: Interval) -> tuple[Interval, ...]:
-    """The sorted, disjoint, non-adjacent intervals of integers that cover `intervals` and `added`."""
-    first, last = added
-    low = bisect_left(intervals, first - 1, key=lambda interval: interval[1])
-    high = low
-    while high < len(intervals) and intervals[high][0] <= last + 1:
-        first, last = min(first, intervals[high][0]), max(last, intervals[high][1])
-        high += 1
-    return (*intervals[:low], (first, last), *intervals[high:])
+from lake.intervals import Instrument, Interval, add_interval
+from lake.summaries import BUCKET_SECONDS, bucket_summaries
+from lake.ticks import feeding_gold
 
 
 @dataclass(frozen=True)
@@ -84,9 +70,9 @@ class Seen:
             elif row.kind == "sequence":
                 place = (row.producer, row.kafka_partition)
                 producers[place] = max(producers.get(place, row.last), row.last)
-            elif row.kind == "minute":
-                pair = (row.source, row.asset)
-                minutes[pair] = max(minutes.get(pair, row.last), row.last)
+            elif row.kind == "bucket":
+                pair, minute = (row.source, row.asset), row.bucket * BUCKET_SECONDS // 60 * 60
+                minutes[pair] = max(minutes.get(pair, minute), minute)
         return Seen(instruments, producers, minutes, rejected)
 
     def _intervals(self, spark: SparkSession) -> DataFrame:
@@ -171,21 +157,17 @@ def _runs(numbered: DataFrame) -> DataFrame:
     )
 
 
-def summary(ticks: DataFrame, rejected: DataFrame, gold_time: Column) -> DataFrame:
+def summary(ticks: DataFrame, rejected: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
     """What to add to a Seen after these ticks and these records that went to quarantine.
 
-    A row for each run of trade ids of either, each producer and partition, and each asset and span with its newest
-    minute; and one with the number of records in quarantine. Out: kind (run, rejected, sequence, minute, quarantined),
-    source, symbol, trade_epoch, producer, kafka_partition, asset, span, first, last.
+    A row for each run of trade ids of either, each producer and partition, each bucket of the ticks that feed gold;
+    and one with the number of records in quarantine. Out: kind (run, rejected, sequence, bucket, quarantined), source,
+    symbol, trade_epoch, producer, kafka_partition, first, last, and the columns of `bucket_summaries`.
     """
     sequences = (
         ticks.where(F.col("trade_id").isNull() & F.col("producer").isNotNull() & F.col("sequence").isNotNull())
         .groupBy("producer", "kafka_partition")
         .agg(F.max("sequence").alias("last"))
-    )
-    minute = F.unix_timestamp(F.date_trunc("minute", gold_time))
-    minutes = ticks.groupBy("source", "asset", F.floor(minute / SPAN_SECONDS).alias("span")).agg(
-        F.max(minute).alias("last")
     )
     numbered = rejected.where(F.col("source").isNotNull() & F.col("symbol").isNotNull()).select(
         "source", "symbol", F.coalesce("trade_epoch", F.lit(0).cast("bigint")).alias("trade_epoch"), "trade_id"
@@ -194,7 +176,7 @@ def summary(ticks: DataFrame, rejected: DataFrame, gold_time: Column) -> DataFra
         "run": _runs(ticks),
         "rejected": _runs(numbered),
         "sequence": sequences,
-        "minute": minutes,
+        "bucket": bucket_summaries(feeding_gold(ticks, gold_symbols)),
         "quarantined": rejected.agg(F.count("*").alias("last")),
     }
     first, *others = (rows.withColumn("kind", F.lit(kind)) for kind, rows in kinds.items())

@@ -48,6 +48,8 @@ class Table:
     # A table that rows are folded into keeps them in files of one span of `file_time` each; None: in one file.
     file_time: str = ""
     file_span: timedelta | None = None
+    # How long a row's window is, where it is always the same.
+    window: timedelta | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -57,6 +59,11 @@ class Table:
     @property
     def column_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
+
+    @property
+    def schema(self) -> str:
+        """The columns as a schema in SQL."""
+        return ", ".join(f"{column.name} {column.type}" for column in self.columns)
 
     def path(self, root: str) -> str:
         """Where the table is under a lake's root."""
@@ -113,7 +120,10 @@ SILVER_TICKS = Table(
         Column("event_date", "DATE", "date of event_time"),
     ),
     partitioned_by=("event_date",),
-    statistics=("source", "symbol", "asset", "trade_id", "event_time", "kafka_partition", "kafka_offset"),
+    statistics=(
+        *("source", "symbol", "asset", "trade_id", "event_time", "received_at"),
+        *("kafka_partition", "kafka_offset"),
+    ),
     properties={"delta.appendOnly": "true"},
 )
 
@@ -157,42 +167,83 @@ SILVER_GAPS = Table(
     statistics=("gap_id", "source", "symbol"),
 )
 
-GOLD_PRICE_1M = Table(
+
+def _prices(name: str, period: str, window: timedelta, file_span: timedelta) -> Table:
+    """gold.price_1m, or one like it of longer windows."""
+    return Table(
+        "gold",
+        name,
+        f"An asset's {period} at a venue",
+        key=("source", "asset", "window_start"),
+        columns=(
+            Column("source", "STRING", "venue"),
+            Column("asset", "STRING", "canonical name"),
+            Column("window_start", "TIMESTAMP", f"first instant of the {period}, by gold time"),
+            Column("window_end", "TIMESTAMP", f"first instant after the {period}"),
+            Column("open", PRICE, "price of the first tick"),
+            Column("high", PRICE, "highest price"),
+            Column("low", PRICE, "lowest price"),
+            Column("close", PRICE, "price of the last tick"),
+            Column("average", PRICE, "sum of prices / tick_count, half up"),
+            Column(
+                "volatility_pct", "DOUBLE", "100 * sample standard deviation / mean of prices; null below 2 ticks", True
+            ),
+            Column("volume", PRICE, "sum of quantities; null if no tick has one", nullable=True),
+            Column("vwap", PRICE, "sum of price * quantity / volume, half up; null without volume", nullable=True),
+            Column("tick_count", "BIGINT", "number of ticks"),
+            Column("first_event_time", "TIMESTAMP", "earliest gold time"),
+            Column("last_event_time", "TIMESTAMP", "latest gold time"),
+            Column("updated_at", "TIMESTAMP", "when the micro-batch that last changed the row began"),
+            Column("window_date", "DATE", "date of window_start"),
+            Column("price_sum", "DECIMAL(38,12)", "for merging: sum of prices"),
+            Column("price_m2", "DOUBLE", "for merging: sum of squared differences from the mean"),
+            Column(
+                "notional",
+                "DECIMAL(38,18)",
+                "for merging: sum of price * quantity; null if no tick has one",
+                nullable=True,
+            ),
+            Column("open_order", TICK_ORDER, "for merging: place of the first tick"),
+            Column("close_order", TICK_ORDER, "for merging: place of the last tick"),
+        ),
+        partitioned_by=("window_date",),
+        statistics=("source", "asset", "window_start", "updated_at"),
+        file_time="window_start",
+        file_span=file_span,
+        window=window,
+    )
+
+
+GOLD_PRICE_1M = _prices("price_1m", "minute", timedelta(minutes=1), timedelta(minutes=10))
+GOLD_PRICE_5M = _prices("price_5m", "five minutes", timedelta(minutes=5), timedelta(hours=1))
+GOLD_PRICE_1H = _prices("price_1h", "hour", timedelta(hours=1), timedelta(days=1))
+GOLD_PRICE_1D = _prices("price_1d", "day", timedelta(days=1), timedelta(days=1))
+# Each from the one before it.
+GOLD_PRICES = (GOLD_PRICE_1M, GOLD_PRICE_5M, GOLD_PRICE_1H, GOLD_PRICE_1D)
+
+GOLD_ROLLING_PRICE = Table(
     "gold",
-    "price_1m",
-    "An asset's minute at a venue",
-    key=("source", "asset", "window_start"),
+    "rolling_price",
+    "The last minute of an asset at a venue, seen from every fifth second",
+    key=("source", "asset", "as_of"),
     columns=(
         Column("source", "STRING", "venue"),
         Column("asset", "STRING", "canonical name"),
-        Column("window_start", "TIMESTAMP", "first instant of the minute, by gold time"),
-        Column("window_end", "TIMESTAMP", "first instant after the minute"),
-        Column("open", PRICE, "price of the first tick"),
-        Column("high", PRICE, "highest price"),
+        Column("as_of", "TIMESTAMP", "the minute before it is looked at; a multiple of 5 s, by gold time"),
+        Column("average_1m", PRICE, "sum of prices / tick_count, half up"),
+        Column(
+            "volatility_pct",
+            "DOUBLE",
+            "100 * sample standard deviation / mean of the prices of the last volatility_seconds; null below 2 ticks",
+            nullable=True,
+        ),
         Column("low", PRICE, "lowest price"),
-        Column("close", PRICE, "price of the last tick"),
-        Column("average", PRICE, "sum of prices / tick_count, half up"),
-        Column(
-            "volatility_pct", "DOUBLE", "100 * sample standard deviation / mean of prices; null below 2 ticks", True
-        ),
-        Column("volume", PRICE, "sum of quantities; null if no tick has one", nullable=True),
-        Column("vwap", PRICE, "sum of price * quantity / volume, half up; null without volume", nullable=True),
+        Column("high", PRICE, "highest price"),
         Column("tick_count", "BIGINT", "number of ticks"),
-        Column("first_event_time", "TIMESTAMP", "earliest gold time"),
-        Column("last_event_time", "TIMESTAMP", "latest gold time"),
         Column("updated_at", "TIMESTAMP", "when the micro-batch that last changed the row began"),
-        Column("window_date", "DATE", "date of window_start"),
-        Column("price_sum", "DECIMAL(38,12)", "for merging: sum of prices"),
-        Column("price_m2", "DOUBLE", "for merging: sum of squared differences from the mean"),
-        Column(
-            "notional", "DECIMAL(38,18)", "for merging: sum of price * quantity; null if no tick has one", nullable=True
-        ),
-        Column("open_order", TICK_ORDER, "for merging: place of the first tick"),
-        Column("close_order", TICK_ORDER, "for merging: place of the last tick"),
     ),
-    partitioned_by=("window_date",),
-    statistics=("source", "asset", "window_start"),
-    file_time="window_start",
+    statistics=("source", "asset", "as_of"),
+    file_time="as_of",
     file_span=timedelta(minutes=10),
 )
 
@@ -212,6 +263,31 @@ GOLD_CURRENT_PRICE = Table(
         Column("current_order", CURRENT_ORDER, "for merging: place of that tick"),
     ),
     statistics=("asset",),
+)
+
+GOLD_ALERTS = Table(
+    "gold",
+    "alerts",
+    "An episode in which an asset's price changed much within seconds",
+    key=("alert_id",),
+    columns=(
+        Column("alert_id", "STRING", "source:asset:direction:event_id of the tick that opened it"),
+        Column("source", "STRING", "venue"),
+        Column("asset", "STRING", "canonical name"),
+        Column("direction", "STRING", "up or down"),
+        Column("threshold_pct", "DOUBLE", "the change that opens an episode is above it"),
+        Column("window_seconds", "INT", "a tick is compared with the ticks of so many seconds before it"),
+        Column("opened_at", "TIMESTAMP", "gold time of the tick that opened it"),
+        Column("reference_price", PRICE, "lowest (up) or highest (down) price of the seconds before that tick"),
+        Column("reference_time", "TIMESTAMP", "gold time of the first tick with that price"),
+        Column("trigger_price", PRICE, "price of the tick that opened it"),
+        Column("peak_change_pct", "DOUBLE", "largest change of the episode's ticks, in either direction, above 0"),
+        Column("closed_at", "TIMESTAMP", "gold time of the tick that closed it; null while it is open", nullable=True),
+        Column("updated_at", "TIMESTAMP", "when the micro-batch that last changed the row began"),
+    ),
+    statistics=("source", "asset", "opened_at"),
+    file_time="opened_at",
+    file_span=timedelta(days=1),
 )
 
 QUALITY_RESULTS = Table(
@@ -239,7 +315,9 @@ TABLES = (
     SILVER_TICKS,
     SILVER_QUARANTINE,
     SILVER_GAPS,
-    GOLD_PRICE_1M,
+    *GOLD_PRICES,
+    GOLD_ROLLING_PRICE,
     GOLD_CURRENT_PRICE,
+    GOLD_ALERTS,
     QUALITY_RESULTS,
 )

@@ -10,6 +10,7 @@ bronze             bronze.ticks
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from pyspark.sql import Column, DataFrame
@@ -287,3 +288,11 @@ def gold_time() -> Column:
 
 def minute(time: Column) -> Column:
     return F.date_trunc("minute", time)
+
+
+def feeding_gold(ticks: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
+    """The ticks of the symbols that feed gold: for a source and asset that `gold_symbols` names, only that symbol's."""
+    for pair, symbol in gold_symbols.items():
+        source, _, asset = pair.partition(":")
+        ticks = ticks.where(~((F.col("source") == source) & (F.col("asset") == asset) & (F.col("symbol") != symbol)))
+    return ticks

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from delta.exceptions import ConcurrentTransactionException
+from delta.exceptions import ConcurrentTransactionException, DeltaConcurrentModificationException
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -31,6 +31,10 @@ APPLICATION = "tickhouse.writer"
 
 class Fenced(RuntimeError):
     """Another writer has taken over the lake since this one opened it."""
+
+
+class Changed(RuntimeError):
+    """Maintenance has changed the files of a table since its rows were read: read them again."""
 
 
 def create_table(spark: SparkSession, table: Table, root: str) -> None:
@@ -61,7 +65,8 @@ class _Written:
     batch: int = -1
     # Of the newest commit with a micro-batch: what its writer kept there.
     metadata: dict[str, Any] = field(default_factory=dict)
-    files: list[DataFile] | None = None
+    # By the spans that they are of; None: to be asked for.
+    files: dict[int, list[DataFile]] | None = None
 
 
 class LakeWriter:
@@ -131,21 +136,79 @@ class LakeWriter:
         if batch <= written.batch or not spans:
             return
         transaction = self._begin(table)
-        if written.files is None:
-            written.files = transaction.files()
-        wanted = set(spans)
-        replaced = [file for file in written.files if not wanted.isdisjoint(_spans_of(file, table))]
-        spans = sorted(wanted.union(*(_spans_of(file, table) for file in replaced)))
+        spans = self._widened(table, spans, transaction)
+        replaced = self._files_of(table, spans)
         if replaced:
             old = rows.sparkSession.read.schema(rows.schema).parquet(*(file.path for file in replaced))
             rows = old.unionByName(rows)
-        rows = folded(rows.coalesce(1)).select(*table.column_names)
+        self._replace(folded(rows.coalesce(1)), table, transaction, spans, {"query": query, "batch": batch})
+
+    def stored(self, spark: SparkSession, table: Table, spans: Iterable[int]) -> tuple[list[int], DataFrame | None]:
+        """(the spans, and those that share files with them; their rows, None if there are none).
+
+        The rows are without the columns that the table is partitioned by. Raises Fenced.
+        """
+        spans = self._widened(table, spans, self._begin(table))
+        files = self._files_of(table, spans)
+        if not files:
+            return spans, None
+        names = set(table.column_names) - set(table.partitioned_by)
+        schema = ", ".join(f"{column.name} {column.type}" for column in table.columns if column.name in names)
+        return spans, spark.read.schema(schema).parquet(*(file.path for file in files))
+
+    def replace(
+        self, rows: DataFrame, table: Table, query: str, batch: int, spans: Sequence[int], **metadata: Any
+    ) -> None:
+        """Let rows be all of these spans' rows, unless the table has the micro-batch. Raises Fenced, Changed."""
+        if batch <= self._tables[table.qualified_name].batch:
+            return
+        transaction = self._begin(table)
+        if self._tables[table.qualified_name].files is None:
+            raise Changed(f"{table.qualified_name} has other files than when its rows were read")
+        self._replace(rows, table, transaction, spans, {"query": query, "batch": batch, **metadata})
+
+    def _replace(
+        self,
+        rows: DataFrame,
+        table: Table,
+        transaction: Transaction,
+        spans: Sequence[int],
+        metadata: dict[str, Any],
+    ) -> None:
+        written = self._tables[table.qualified_name]
+        replaced = self._files_of(table, spans)
+        rows = rows.select(*table.column_names)
         if len(spans) > 1:
             numbers = F.array(*(F.lit(span) for span in spans))
             rows = rows.repartitionById(len(spans), (F.array_position(numbers, span_of(table)) - 1).cast("int"))
         added = transaction.write(rows)
-        self._finish(table, transaction, added, replaced, {"query": query, "batch": batch})
-        written.files = [file for file in written.files if file not in replaced] + added
+        self._finish(table, transaction, added, replaced, metadata)
+        assert written.files is not None
+        for span in spans:
+            written.files.pop(span, None)
+        self._index(table, added)
+
+    def _index(self, table: Table, files: Iterable[DataFile]) -> None:
+        known = self._tables[table.qualified_name].files
+        assert known is not None
+        for file in files:
+            for span in _spans_of(file, table):
+                known.setdefault(span, []).append(file)
+
+    def _widened(self, table: Table, spans: Iterable[int], transaction: Transaction) -> list[int]:
+        """These spans and those that share files with them."""
+        written = self._tables[table.qualified_name]
+        if written.files is None:
+            written.files = {}
+            self._index(table, transaction.files())
+        wanted = set(spans)
+        return sorted(wanted.union(*(_spans_of(file, table) for file in self._files_of(table, wanted))))
+
+    def _files_of(self, table: Table, spans: Iterable[int]) -> list[DataFile]:
+        """The files that have rows of these spans, each once."""
+        files = self._tables[table.qualified_name].files
+        assert files is not None
+        return list({file.path: file for span in spans for file in files.get(span, ())}.values())
 
     def _begin(self, table: Table) -> Transaction:
         """A transaction on the table, of which no newer writer has a commit."""
@@ -185,6 +248,9 @@ class LakeWriter:
             return transaction.commit(added, removed, metadata, APPLICATION, self.epoch)
         except ConcurrentTransactionException as error:
             raise Fenced(f"another writer committed to {name} at the same time: {error}") from error
+        except DeltaConcurrentModificationException as error:
+            self._tables[name].files = None
+            raise Changed(f"{name} was changed at the same time") from error
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

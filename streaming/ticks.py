@@ -1,14 +1,15 @@
 """From Kafka to the lake, exactly once: bronze, silver and gold in one query.
 
 In:  Kafka topics of ticks, rejects and gaps.
-Out: bronze.ticks, silver.ticks, silver.quarantine, silver.gaps, gold.price_1m, gold.current_price.
+Out: bronze.ticks, silver.ticks, silver.quarantine, silver.gaps, gold.price_1m, price_5m, price_1h, price_1d,
+     rolling_price, current_price, alerts.
 
     ./spark-submit.sh streaming/ticks.py
     ./spark-submit.sh streaming/ticks.py --once        # what Kafka holds now, then end
 
-A micro-batch appends its records to bronze, its new valid ticks to silver, the others to quarantine, and folds its
-ticks' summaries into gold. If the job dies in between, the next one replays the batch: what is there stays, the rest
-is written. SIGTERM and SIGINT end it after the micro-batch in hand.
+A micro-batch appends its records to bronze, its new valid ticks to silver, the others to quarantine, and brings gold
+up to date by its ticks' summaries. If the job dies in between, the next one replays the batch: what is there stays,
+the rest is written. SIGTERM and SIGINT end it after the micro-batch in hand.
 
 Exit codes: 0 ended as told, 1 the query failed, 2 a wrong setting, 3 the checkpoint is not that of the lake's tables,
 4 another writer has the lake, or has taken it over.
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from pyspark import inheritable_thread_target
@@ -35,14 +36,16 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import Settings, arguments, from_command_line
-from lake import prices
-from lake.gaps import Gap, frame, holes, newest, reconciled, reported, unfilled
+from lake.alerts import Rule
+from lake.gaps import Gap, frame, newest, reconciled, reported, unfilled
+from lake.gold import GOLD, Batch, Gold
+from lake.intervals import holes
 from lake.lease import LakeInUse, Lease
+from lake.metrics import GoldRules, bucket_from
 from lake.seen import Seen, summary
+from lake.summaries import EPOCH
 from lake.tables import (
     BRONZE_TICKS,
-    GOLD_CURRENT_PRICE,
-    GOLD_PRICE_1M,
     SILVER_GAPS,
     SILVER_QUARANTINE,
     SILVER_TICKS,
@@ -54,7 +57,7 @@ from lake.writer import Fenced, LakeWriter, create_table
 logger = logging.getLogger("streaming.ticks")
 
 WRONG_CHECKPOINT, FENCED = 3, 4
-STREAMED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, SILVER_GAPS, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
+STREAMED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, SILVER_GAPS, *GOLD)
 
 
 class CheckpointError(RuntimeError):
@@ -63,17 +66,21 @@ class CheckpointError(RuntimeError):
 
 @dataclass
 class Lakehouse:
-    """The state between micro-batches: the lake's writer, and what silver has seen."""
+    """The state between micro-batches: the lake's writer, what silver has seen, and gold's."""
 
     spark: SparkSession
     settings: Settings
     writer: LakeWriter
+    gold: Gold
     seen: Seen = field(default_factory=Seen)
     # The rows of silver.gaps that are not filled, by gap_id.
     gaps: dict[str, Gap] = field(default_factory=dict)
     # Reports of numbers above the newest that silver has seen of their instrument: they count once it has.
     early: list[Gap] = field(default_factory=list)
+    # When the last micro-batch began: the next one began later, whatever the clock says.
+    began: datetime = EPOCH
     idle: threading.Event = field(default_factory=threading.Event)
+    last: Batch | None = None
     # What ended the query, where another writer did: Spark hands on only its text.
     fenced: Fenced | None = None
 
@@ -93,44 +100,51 @@ class Lakehouse:
         finally:
             self.idle.set()
 
-    def _write(self, records: DataFrame, query: str, batch: int) -> None:
-        began, at = time.monotonic(), datetime.now(UTC)
+    def _write(self, records: DataFrame, query: str, number: int) -> None:
+        started = time.monotonic()
         lake, settings = self.writer, self.settings
+        batch = Batch(query, number, max(datetime.now(UTC), self.began + timedelta(microseconds=1)))
+        at, told = batch.at, {"query": query, "batch": number}
         checked = judged(records, settings.rejects_topic, settings.gaps_topic).persist()
-        with ThreadPoolExecutor(5) as threads:
+        with ThreadPoolExecutor(8) as threads:
 
-            def start(step: Callable[..., None], *args: object, **options: object) -> None:
-                write = partial(step, *args, query=query, batch=batch, **options)
-                running.append(threads.submit(inheritable_thread_target(records.sparkSession)(write)))
+            def start(step: Callable[..., None], *args: object, **options: object) -> Future[None]:
+                running.append(threads.submit(inheritable_thread_target(self.spark)(partial(step, *args, **options))))
+                return running[-1]
 
             running: list[Future[None]] = []
-            start(lake.append, bronze(records, at), BRONZE_TICKS)
-            ticks = self._new_ticks(checked, batch).persist()
+            start(lake.append, bronze(records, at), BRONZE_TICKS, **told)
+            ticks = self._new_ticks(checked, number).persist()
             bad = checked.where(F.col("rule").isNotNull())
             reports = gap_reports(checked, settings.gaps_topic).withColumn("kind", F.lit("report"))
-            told = summary(ticks, bad, gold_time()).unionByName(reports, allowMissingColumns=True)
-            found = told.collect()
+            found = summary(ticks, bad, settings.gold_symbols).unionByName(reports, allowMissingColumns=True).collect()
             seen = self.seen.with_rows(found)
             changed, early = self._gaps(found, seen, reported(row for row in found if row.kind == "report"), at)
-            start(lake.append, ticks, SILVER_TICKS, seen=seen.to_json(), early=[gap.to_json() for gap in early])
+            state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
+            replayed = number <= lake.batch(SILVER_TICKS)
+            silver = start(lake.append, ticks, SILVER_TICKS, **told, **state)
             if changed:
-                rows = frame(records.sparkSession, changed)
-                start(lake.fold, rows, SILVER_GAPS, spans=[0], folded=newest)
-            gold_ticks = prices.feeding_gold(ticks, self.settings.gold_symbols)
-            spans = sorted({row.span for row in found if row.kind == "minute"})
-            minutes = prices.minute_summaries(gold_ticks, at)
-            start(lake.fold, minutes, GOLD_PRICE_1M, spans=spans, folded=prices.price_1m)
-            current = prices.newest_ticks(gold_ticks, at)
-            start(lake.fold, current, GOLD_CURRENT_PRICE, spans=[0] if spans else [], folded=prices.current_price)
+                start(lake.fold, frame(self.spark, changed), SILVER_GAPS, **told, spans=[0], folded=newest)
+            buckets = [bucket_from(row) for row in found if row.kind == "bucket"]
+            dirty = self.gold.take(buckets, counted=replayed)
+            start(self.gold.prices, buckets, batch)
+            start(self.gold.rolling, dirty, batch, silver.result)
+            start(self.gold.current, buckets, batch, silver.result)
+            start(self.gold.alerts, dirty, batch, silver.result)
             if any(row.last for row in found if row.kind == "quarantined"):
-                start(lake.append, quarantined(checked, at), SILVER_QUARANTINE)
+                start(lake.append, quarantined(checked, at), SILVER_QUARANTINE, **told)
             for step in running:
                 step.result()
-        self.seen, self.early = seen, early
+        self.seen, self.early, self.began, self.last = seen, early, at, batch
         self.gaps = unfilled([*self.gaps.values(), *changed])
         for cached in (ticks, checked):
             cached.unpersist()
-        logger.info("batch %d: %.2f s", batch, time.monotonic() - began)
+        logger.info("batch %d: %.2f s", number, time.monotonic() - started)
+
+    def finish(self) -> None:
+        """After the last micro-batch: the longer windows as of now."""
+        if self.last:
+            self.gold.roll_up(self.last)
 
     def _gaps(self, found: Sequence[Row], seen: Seen, reports: list[Gap], at: datetime) -> tuple[list[Gap], list[Gap]]:
         """(rows of silver.gaps that change, reports that are early)."""
@@ -168,6 +182,12 @@ def checkpoint_query(spark: SparkSession, location: str) -> str | None:
     return str(rows[0]["id"]) if rows else None
 
 
+def gold_rules(settings: Settings) -> GoldRules:
+    """The settings that decide what gold holds."""
+    alerts = Rule(settings.alert_threshold_pct, settings.alert_window_seconds, settings.alert_cooldown_seconds)
+    return GoldRules(settings.gold_symbols, settings.future_tolerance_seconds, settings.volatility_seconds, alerts)
+
+
 def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
     """Open the lake for writing, with tables that are absent created, and take up what the last micro-batch left.
 
@@ -185,12 +205,15 @@ def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
         )
     lake.claim()
     kept = lake.metadata(SILVER_TICKS)
+    seen = Seen.from_json(kept["seen"]) if kept else Seen()
     gaps = spark.read.format("delta").load(SILVER_GAPS.path(settings.lake_root)).where(F.col("status") != "filled")
     return Lakehouse(
         *(spark, settings, lake),
-        seen=Seen.from_json(kept["seen"]) if kept else Seen(),
+        gold=Gold(spark, settings.lake_root, lake, gold_rules(settings), seen.minutes),
+        seen=seen,
         gaps=unfilled(Gap(*row) for row in gaps.select(*SILVER_GAPS.column_names).collect()),
         early=[Gap.from_json(gap) for gap in kept.get("early", [])],
+        began=datetime.fromisoformat(kept["at"]) if kept else EPOCH,
     )
 
 
@@ -223,7 +246,8 @@ def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> N
         # Stopping a query while its callback runs fills the log with errors of the callback's own making.
         if stop.is_set() and lakehouse.idle.wait(60):
             query.stop()
-            return
+            break
+    lakehouse.finish()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

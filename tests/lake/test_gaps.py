@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lake.gaps import LATER_DELIVERY, UNREPORTED, Gap, common, holes, minus, reconciled, unfilled
-from lake.seen import Instrument, Interval, add_interval
+from lake.gaps import LATER_DELIVERY, UNREPORTED, Gap, reconciled, unfilled
+from lake.intervals import Instrument, Interval, add_interval, common, holes, minus
 
 AT = datetime(2024, 8, 9, tzinfo=UTC)
 BTC: Instrument = ("binance", "BTCUSDT", 0)

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lake.seen import Interval, Seen, add_interval
+from lake.intervals import Interval, add_interval
+from lake.seen import Seen
 
 runs = st.lists(
     st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda run: (run[0], run[0] + run[1])), max_size=12
@@ -37,9 +38,10 @@ def test_the_state_survives_its_journey_through_a_commit() -> None:
 def test_rows_widen_what_was_seen_and_never_narrow_it() -> None:
     def row(kind: str, last: int) -> SimpleNamespace:
         instrument = {"source": "s", "symbol": "y", "trade_epoch": 0, "asset": "a"}
-        return SimpleNamespace(kind=kind, producer="p", kafka_partition=1, first=last - 2, last=last, **instrument)
+        numbers = {"first": last - 2, "last": last, "bucket": last * 12 + 11}
+        return SimpleNamespace(kind=kind, producer="p", kafka_partition=1, **numbers, **instrument)
 
     seen = Seen()
     for last in (10, 4, 7):
-        seen = seen.with_rows([row("run", last), row("sequence", last), row("minute", last)])
-    assert seen == Seen({("s", "y", 0): ((2, 10),)}, {("p", 1): 10}, {("s", "a"): 10})
+        seen = seen.with_rows([row("run", last), row("sequence", last), row("bucket", last)])
+    assert seen == Seen({("s", "y", 0): ((2, 10),)}, {("p", 1): 10}, {("s", "a"): 600})

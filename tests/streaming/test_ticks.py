@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
 from lake.gaps import UNREPORTED
+from lake.gold import GOLD
 from lake.tables import (
     BRONZE_TICKS,
     GOLD_CURRENT_PRICE,
@@ -31,7 +32,7 @@ from streaming.ticks import CheckpointError, resume
 from tests.oracle import Record, Row, differences, lake_of, missing_ids
 
 TIME = datetime(2024, 8, 9, tzinfo=UTC)
-COMPARED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
+COMPARED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, *GOLD)
 
 
 class Crash(Exception):
@@ -114,6 +115,7 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
 
     monkeypatch.setattr(LakeWriter, "append", crashing(LakeWriter.append))
     monkeypatch.setattr(LakeWriter, "fold", crashing(LakeWriter.fold))
+    monkeypatch.setattr(LakeWriter, "replace", crashing(LakeWriter.replace))
 
     survivors = [[SILVER_TICKS], [BRONZE_TICKS, GOLD_PRICE_1M], [SILVER_TICKS, GOLD_CURRENT_PRICE], [GOLD_PRICE_1M]]
     for batch, survives in enumerate(survivors):
@@ -126,11 +128,14 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
         lakehouse = resume(spark, settings)
         lakehouse.write_batch(part, batch)
     lakehouse.write_batch(part, batch)
+    lakehouse.finish()
 
     expected = lake_of(records)
     assert len(expected.silver) < len(records) - len(expected.quarantine), "there were repeats"
     tables: list[Mapping[Hashable, Row]] = [
-        *(expected.bronze, expected.silver, expected.quarantine, expected.price_1m, expected.current_price)
+        *(expected.bronze, expected.silver, expected.quarantine),
+        *(expected.price_1m, expected.price_5m, expected.price_1h, expected.price_1d),
+        *(expected.rolling_price, expected.current_price, expected.alerts),
     ]
     for table, rows in zip(COMPARED, tables, strict=True):
         assert differences(rows, stored(spark, root, table)) == [], table.qualified_name

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import random
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal, localcontext
@@ -12,9 +12,12 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lake import prices
+from lake.metrics import MINUTE, Window, WindowKey, bucket_from, price_row
+from lake.summaries import Summary, bucket_start, bucket_summaries, merge, to_time
+from lake.tables import GOLD_PRICE_1M
 from lake.ticks import notional
-from tests.oracle import Row, Tick, differences, minutes_of
+from tests.oracle import Row, Tick, differences
+from tests.oracle_gold import windows_of
 
 START = datetime(2024, 8, 9, tzinfo=UTC)
 
@@ -63,14 +66,18 @@ def test_merged_summaries_of_any_parts_are_the_summary_of_all(spark: SparkSessio
     ticks = [tick(number, chance) for number in range(60)]
     chance.shuffle(ticks)
     parts = [ticks[:23], ticks[23:24], ticks[24:]]
-    cut = [prices.minute_summaries(frame(spark, part), START) for part in parts]
-    rows = prices.price_1m(functools.reduce(DataFrame.unionByName, cut))
-    found: dict[Hashable, dict[str, object]] = {
-        (row["source"], row["asset"], row["window_start"].replace(tzinfo=UTC)): row.asDict() for row in rows.collect()
+    minutes: dict[WindowKey, list[Summary]] = defaultdict(list)
+    for part in parts:
+        for row in bucket_summaries(frame(spark, part)).collect():
+            bucket = bucket_from(row)
+            minutes[*bucket.pair, bucket_start(bucket.number) // MINUTE * MINUTE].append(bucket.summary)
+    found: dict[Hashable, dict[str, object]] = {}
+    for (source, asset, micros), summaries in minutes.items():
+        made = price_row(GOLD_PRICE_1M, (source, asset, micros), Window(merge(summaries), START))
+        found[source, asset, to_time(micros)] = dict(zip(GOLD_PRICE_1M.column_names, made, strict=True))
+    expected: dict[Hashable, Row] = {
+        (row.source, row.asset, row.window_start): row for row in windows_of(ticks, timedelta(minutes=1))
     }
-    for row in found.values():
-        row.update({name: value.replace(tzinfo=UTC) for name, value in row.items() if isinstance(value, datetime)})
-    expected: dict[Hashable, Row] = {(row.source, row.asset, row.window_start): row for row in minutes_of(ticks)}
     assert differences(expected, found) == []
 
 

@@ -1,0 +1,179 @@
+"""Alerts: episodes in which an asset's price changes by more than a threshold within seconds.
+
+`Episodes` is the rule itself, tick by tick. `stretches` says where it need not be asked: a tick's change is bounded by
+the highest and the lowest price of its bucket and of those that its window reaches into, so only where that bound is
+above the threshold can an episode open, and it is over with the first tick of a bucket whose bound is below half of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
+from typing import NamedTuple
+
+from lake.summaries import BUCKET_SECONDS, Pair, Summary
+
+MICROS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An episode opens at a change above threshold_pct (a decimal) within window_seconds, and not in the cooldown."""
+
+    threshold_pct: Decimal = Decimal(2)
+    window_seconds: int = 10
+    cooldown_seconds: int = 60
+
+    @property
+    def threshold(self) -> Fraction:
+        return Fraction(self.threshold_pct) / 100
+
+    @property
+    def reach(self) -> int:
+        """So many buckets before its own a tick's window reaches into."""
+        return -(-self.window_seconds // BUCKET_SECONDS)
+
+
+class AlertTick(NamedTuple):
+    """What the rule needs of a tick; gold time in microseconds since 1970."""
+
+    time: int
+    price: Decimal
+    event_id: str
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A row of gold.alerts, times in microseconds since 1970."""
+
+    alert_id: str
+    source: str
+    asset: str
+    direction: str
+    opened_at: int
+    reference_price: Decimal
+    reference_time: int
+    trigger_price: Decimal
+    peak_change_pct: float
+    closed_at: int | None = None
+
+    @property
+    def pair(self) -> Pair:
+        return (self.source, self.asset)
+
+
+class Episodes:
+    """The rule over one pair's ticks, which must come in tick order."""
+
+    def __init__(self, pair: Pair, rule: Rule, last_closed_at: int | None = None) -> None:
+        self._pair = pair
+        self._threshold = rule.threshold
+        self._small = Decimal(rule.threshold_pct) / 200
+        self._window = rule.window_seconds * MICROS
+        self._cooldown = rule.cooldown_seconds * MICROS
+        self.last_closed_at = last_closed_at
+        # The ticks of the window that may be its lowest (highest): each is lower than all that came before it.
+        self._lows: deque[AlertTick] = deque()
+        self._highs: deque[AlertTick] = deque()
+        # Those of the newest instant: they are not before each other.
+        self._newest: list[AlertTick] = []
+        self.open: Alert | None = None
+        self._peak = Fraction(0)
+
+    def add(self, tick: AlertTick) -> Alert | None:
+        """The episode that this tick opens, changes or closes, if it does one of these."""
+        self._advance(tick.time)
+        self._newest.append(tick)
+        if not self._lows:
+            return self.close(tick.time) if self.open else None
+        low, high = self._lows[0], self._highs[0]
+        # Most ticks of most windows: their change is far too small, by exact and cheap arithmetic.
+        if (
+            self.open is None
+            and (high.price - low.price) <= self._small * low.price
+            and low.price <= tick.price <= high.price
+        ):
+            return None
+        up, down = Fraction(tick.price) / Fraction(low.price) - 1, 1 - Fraction(tick.price) / Fraction(high.price)
+        change, reference, direction = (up, low, "up") if up >= down else (down, high, "down")
+        if self.open:
+            if change < self._threshold / 2:
+                return self.close(tick.time)
+            if change > self._peak:
+                self._peak = change
+                self.open = replace(self.open, peak_change_pct=float(100 * change))
+                return self.open
+        elif change > self._threshold and not self._cooling(tick.time):
+            self._peak = change
+            source, asset = self._pair
+            self.open = Alert(
+                alert_id=f"{source}:{asset}:{direction}:{tick.event_id}",
+                source=source,
+                asset=asset,
+                direction=direction,
+                opened_at=tick.time,
+                reference_price=reference.price,
+                reference_time=reference.time,
+                trigger_price=tick.price,
+                peak_change_pct=float(100 * change),
+            )
+            return self.open
+        return None
+
+    def close(self, time: int) -> Alert:
+        """The open episode, closed at a gold time."""
+        assert self.open is not None
+        closed = replace(self.open, closed_at=time)
+        self.open, self.last_closed_at = None, time
+        return closed
+
+    def _cooling(self, time: int) -> bool:
+        return self.last_closed_at is not None and time - self.last_closed_at < self._cooldown
+
+    def _advance(self, time: int) -> None:
+        """Let the window end before a gold time."""
+        if self._newest and self._newest[0].time < time:
+            for tick in self._newest:
+                while self._lows and self._lows[-1].price > tick.price:
+                    self._lows.pop()
+                self._lows.append(tick)
+                while self._highs and self._highs[-1].price < tick.price:
+                    self._highs.pop()
+                self._highs.append(tick)
+            self._newest.clear()
+        for extremes in (self._lows, self._highs):
+            while extremes and extremes[0].time < time - self._window:
+                extremes.popleft()
+
+
+class Stretch(NamedTuple):
+    """Consecutive buckets of a pair in which an episode can be open; `then`: the first bucket after them, if known."""
+
+    buckets: Sequence[int]
+    can_open: bool
+    then: int | None
+
+
+def bound(buckets: Mapping[int, Summary], bucket: int, rule: Rule) -> Fraction:
+    """No tick of the bucket has a larger change: highest / lowest - 1 over all that its window reaches into."""
+    within = [buckets[near] for near in range(bucket - rule.reach, bucket + 1) if near in buckets]
+    return Fraction(max(part.high for part in within)) / Fraction(min(part.low for part in within)) - 1
+
+
+def stretches(buckets: Mapping[int, Summary], numbers: Sequence[int], rule: Rule) -> Iterator[Stretch]:
+    """The stretches among a pair's buckets, whose sorted numbers are given from a bucket on that no stretch crosses."""
+    run: list[int] = []
+    can_open = False
+    for number in numbers:
+        most = bound(buckets, number, rule)
+        if most >= rule.threshold / 2:
+            run.append(number)
+            can_open = can_open or most > rule.threshold
+        elif run:
+            yield Stretch(run, can_open, number)
+            run, can_open = [], False
+    if run:
+        yield Stretch(run, can_open, None)
