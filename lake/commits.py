@@ -10,12 +10,30 @@ against the one version that conf/ivy.xml pins.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from py4j.java_gateway import JavaObject
 from pyspark.sql import DataFrame, SparkSession
+
+
+class _Names:
+    """The JVM's classes that are used here, each looked up once: a look-up goes through all jars."""
+
+    def __init__(self, jvm: Any) -> None:
+        delta = jvm.org.apache.spark.sql.delta
+        self.delta_log = delta.DeltaLog
+        self.action = delta.actions.Action
+        self.set_transaction = delta.actions.SetTransaction
+        self.write = getattr(delta, "DeltaOperations$Write")
+        self.path = jvm.org.apache.hadoop.fs.Path
+        self.array_list = jvm.java.util.ArrayList
+        self.option = jvm.scala.Option
+        self.converters = jvm.scala.jdk.javaapi.CollectionConverters
+        self.save_mode = jvm.org.apache.spark.sql.SaveMode
 
 
 @dataclass(frozen=True)
@@ -35,15 +53,14 @@ class TableLog:
     def __init__(self, spark: SparkSession, path: str) -> None:
         jvm = spark._jvm
         assert jvm is not None
-        self._jvm = jvm
-        self._delta = jvm.org.apache.spark.sql.delta
-        self._log = self._delta.DeltaLog.forTable(spark._jsparkSession, path)
+        self._names = _Names(jvm)
+        self._log = self._names.delta_log.forTable(spark._jsparkSession, path)
         self._hadoop_conf = self._log.newDeltaHadoopConf()
         self.path = path
 
     def metadata(self, version: int) -> dict[str, Any]:
         """What a commit was given as metadata; empty if it was given none of ours."""
-        file = self._jvm.org.apache.hadoop.fs.Path(self._log.logPath(), f"{version:020d}.json")
+        file = self._names.path(self._log.logPath(), f"{version:020d}.json")
         actions = self._log.store().read(file, self._hadoop_conf)
         for number in range(actions.size()):
             action = json.loads(actions.apply(number))
@@ -54,7 +71,7 @@ class TableLog:
 
     def begin(self) -> Transaction:
         """A transaction on the newest version."""
-        return Transaction(self._jvm, self._log.startTransaction(), self.path)
+        return Transaction(self._names, self._hadoop_conf, self._log.startTransaction(), self.path)
 
 
 class Transaction:
@@ -63,9 +80,9 @@ class Transaction:
     It fails if a commit of another writer (an application id, see `commit`) came in between.
     """
 
-    def __init__(self, jvm: Any, transaction: JavaObject, path: str) -> None:
-        self._jvm = jvm
-        self._delta = jvm.org.apache.spark.sql.delta
+    def __init__(self, names: _Names, hadoop_conf: JavaObject, transaction: JavaObject, path: str) -> None:
+        self._names = names
+        self._hadoop_conf = hadoop_conf
         self._transaction = transaction
         self._path = path
         self.version: int = transaction.readVersion()
@@ -91,19 +108,40 @@ class Transaction:
 
         Of two transactions that name the same `application`, Delta's conflict check lets the later fail.
         """
-        actions = self._jvm.java.util.ArrayList()
+        names = self._names
+        actions = names.array_list()
         for file in removed:
             actions.add(file.add.remove())
         for file in added:
             actions.add(file.add)
-        none = self._jvm.scala.Option.empty()
-        actions.add(self._delta.actions.SetTransaction(application, application_version, none))
+        none = names.option.empty()
+        actions.add(names.set_transaction(application, application_version, none))
         self._transaction.readTxn().addOne(application)
-        told = self._jvm.scala.Option.apply(json.dumps(metadata, separators=(",", ":")))
-        mode = self._jvm.org.apache.spark.sql.SaveMode.valueOf("Overwrite" if removed else "Append")
-        operation = getattr(self._delta, "DeltaOperations$Write")(mode, none, none, told, none, none, none, none, none)
-        sequence = self._jvm.scala.jdk.javaapi.CollectionConverters.asScala(actions).toSeq()
-        return int(self._transaction.commit(sequence, operation))
+        told = names.option.apply(json.dumps(metadata, separators=(",", ":")))
+        mode = names.save_mode.valueOf("Overwrite" if removed else "Append")
+        operation = names.write(mode, none, none, told, none, none, none, none, none)
+        return int(self._transaction.commit(names.converters.asScala(actions).toSeq(), operation))
+
+    def add(self, content: bytes, partition: dict[str, str], statistics: str) -> DataFile:
+        """Write a Parquet file, which belongs to the table once it is committed."""
+        folder = "".join(f"{name}={value}/" for name, value in partition.items())
+        name = f"{folder}part-{uuid4()}.snappy.parquet"
+        path = self._names.path(f"{self._path}/{name}")
+        files = path.getFileSystem(self._hadoop_conf)
+        stream = files.create(path, False)
+        try:
+            stream.write(content)
+        finally:
+            stream.close()
+        told = {
+            "path": name,
+            "partitionValues": partition,
+            "size": len(content),
+            "modificationTime": time.time_ns() // 1_000_000,
+            "dataChange": True,
+            "stats": statistics,
+        }
+        return self._data_file(self._names.action.fromJson(json.dumps({"add": told})))
 
     def _data_files(self, adds: Any) -> list[DataFile]:
         return [self._data_file(add) for add in adds]

@@ -62,7 +62,7 @@ from lake.tables import (
     SILVER_TICKS,
     Table,
 )
-from lake.ticks import feeding_gold, gold_time
+from lake.ticks import feeds_gold, gold_time
 from lake.writer import Changed, LakeWriter
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,8 @@ class Silver:
         # Not by gold_time(), of which the files have no statistics.
         by_venue = (F.col("event_time") >= first) & (F.col("event_time") < last)
         by_receipt = (F.col("received_at") >= first) & (F.col("received_at") < last)
-        ticks = feeding_gold(reader.load(SILVER_TICKS.path(self._root)), self._rules.symbols).where(
-            (by_venue & ~F.col("is_future")) | (by_receipt & F.col("is_future"))
-        )
+        within = (by_venue & ~F.col("is_future")) | (by_receipt & F.col("is_future"))
+        ticks = reader.load(SILVER_TICKS.path(self._root)).where(feeds_gold(self._rules.symbols) & within)
         if pairs is None:
             return ticks
         named = [F.struct(F.lit(source), F.lit(asset)) for source, asset in pairs]
@@ -112,7 +111,8 @@ class Silver:
     def buckets(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
         """The buckets from one number to before another."""
         found: dict[Pair, dict[int, Summary]] = defaultdict(dict)
-        for row in bucket_summaries(self.ticks(bucket_start(begin), bucket_start(end), pairs)).toLocalIterator():
+        ticks = self.ticks(bucket_start(begin), bucket_start(end), pairs)
+        for row in bucket_summaries(ticks, "source", "asset").toLocalIterator():
             bucket = bucket_from(row)
             found[bucket.pair][bucket.number] = bucket.summary
         return found
@@ -234,10 +234,11 @@ class Rows(Generic[Value]):
                 after = {number: dict(rows) for number, rows in before.items()}
                 for number in numbers:
                     change(number, after[number])
-                rows = [self._row(key, value) for span in after.values() for key, value in span.items()]
-                frame = self._spark.createDataFrame(rows, self.table.schema)
+                rows = {
+                    number: [self._row(key, value) for key, value in span.items()] for number, span in after.items()
+                }
                 told = {"query": batch.query, "batch": batch.number, **metadata}
-                self._writer.replace(frame, self.table, spans=sorted(after), **told)
+                self._writer.replace(self.table, rows, **told)
             except Changed as error:
                 logger.info("%s: its rows are read again", error)
                 self._spans.clear()

@@ -22,6 +22,12 @@ def add_interval(intervals: Sequence[Interval], added: Interval) -> tuple[Interv
     return (*intervals[:low], (first, last), *intervals[high:])
 
 
+def overlaps(intervals: Sequence[Interval], other: Interval) -> bool:
+    """Whether one of the intervals has a number of the other."""
+    at = bisect_left(intervals, other[0], key=lambda interval: interval[1])
+    return at < len(intervals) and intervals[at][0] <= other[1]
+
+
 def minus(intervals: Iterable[Interval], taken: Sequence[Interval]) -> list[Interval]:
     """The numbers of the sorted, disjoint intervals that no interval of `taken`, likewise, has."""
     left: list[Interval] = []

@@ -73,6 +73,11 @@ class Bucket(NamedTuple):
     summary: Summary
     newest: Newest
 
+    @property
+    def minute(self) -> int:
+        """The second since 1970 at which its minute begins."""
+        return self.number * BUCKET_SECONDS // 60 * 60
+
 
 def bucket_from(row: Row) -> Bucket:
     told = row["newest"]

@@ -10,20 +10,58 @@ The state is a handful of rows, however many ticks went by:
 
 It is small enough for the driver, and travels in the metadata of the very commit that appends the ticks to
 silver.ticks, so that the two cannot disagree.
+
+Nearly all micro-batches have nothing but new ticks in order. Their `overview` shows it, and then nothing more is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
-from lake.intervals import Instrument, Interval, add_interval
-from lake.summaries import BUCKET_SECONDS, bucket_summaries
-from lake.ticks import feeding_gold
+from lake.gaps import Gap, reported
+from lake.intervals import Instrument, Interval, add_interval, overlaps
+from lake.metrics import Bucket, bucket_from
+from lake.summaries import bucket_summaries
+from lake.ticks import feeds_gold, gap_reports
+
+
+@dataclass
+class Found:
+    """What a micro-batch adds to a Seen, to silver.gaps and to gold."""
+
+    runs: list[tuple[Instrument, Interval]] = field(default_factory=list)
+    sequences: list[tuple[tuple[str, int], int]] = field(default_factory=list)
+    buckets: list[Bucket] = field(default_factory=list)
+    rejected: list[tuple[Instrument, Interval]] = field(default_factory=list)
+    reports: list[Gap] = field(default_factory=list)
+
+    def add(self, rows: Iterable[Row]) -> Found:
+        """Rows of `summary` or `strays`."""
+        reports = []
+        for row in rows:
+            if row.kind in ("run", "rejected"):
+                runs = self.runs if row.kind == "run" else self.rejected
+                runs.append(((row.source, row.symbol, row.trade_epoch), (row.first, row.last)))
+            elif row.kind == "sequence":
+                self.sequences.append(((row.producer, row.kafka_partition), row.last))
+            elif row.kind == "bucket":
+                self.buckets.append(bucket_from(row))
+            elif row.kind == "report":
+                reports.append(row)
+        self.reports += reported(reports)
+        return self
+
+    @property
+    def instruments(self) -> set[Instrument]:
+        """Whose trade ids it has."""
+        return {instrument for instrument, _ in (*self.runs, *self.rejected)}
 
 
 @dataclass(frozen=True)
@@ -58,22 +96,42 @@ class Seen:
             {(s, y, e): tuple((a, b) for a, b in runs) for s, y, e, runs in state["rejected"]},
         )
 
-    def with_rows(self, rows: Iterable[Any]) -> Seen:
-        """This state and the rows of `summary`."""
+    def with_found(self, found: Found) -> Seen:
+        """This state and what a micro-batch has."""
         instruments, rejected = dict(self.instruments), dict(self.rejected)
         producers, minutes = dict(self.producers), dict(self.minutes)
-        for row in rows:
-            if row.kind in ("run", "rejected"):
-                key = (row.source, row.symbol, row.trade_epoch)
-                known = instruments if row.kind == "run" else rejected
-                known[key] = add_interval(known.get(key, ()), (row.first, row.last))
-            elif row.kind == "sequence":
-                place = (row.producer, row.kafka_partition)
-                producers[place] = max(producers.get(place, row.last), row.last)
-            elif row.kind == "bucket":
-                pair, minute = (row.source, row.asset), row.bucket * BUCKET_SECONDS // 60 * 60
-                minutes[pair] = max(minutes.get(pair, minute), minute)
+        for known, runs in ((instruments, found.runs), (rejected, found.rejected)):
+            for instrument, run in runs:
+                known[instrument] = add_interval(known.get(instrument, ()), run)
+        for place, highest in found.sequences:
+            producers[place] = max(producers.get(place, highest), highest)
+        for bucket in found.buckets:
+            minutes[bucket.pair] = max(minutes.get(bucket.pair, bucket.minute), bucket.minute)
         return Seen(instruments, producers, minutes, rejected)
+
+    def only_new(self, rows: Sequence[Row]) -> Found | None:
+        """What a micro-batch has, if its `overview` shows that each tick is a new one, and none late; else None."""
+        found = Found()
+        groups: dict[Instrument, list[Interval]] = defaultdict(list)
+        for row in rows:
+            if row.kind != "tick":
+                continue
+            if row.trade_ids != row.records or row.last - row.first + 1 != row.records:
+                return None
+            groups[row.source, row.symbol, row.trade_epoch].append((row.first, row.last))
+            bucket = bucket_from(row)
+            if bucket.minute < self.minutes.get(bucket.pair, bucket.minute):
+                return None
+            if row.feeds_gold:
+                found.buckets.append(bucket)
+        for instrument, runs in groups.items():
+            runs.sort()
+            if any(left[1] >= right[0] for left, right in pairwise(runs)):
+                return None
+            if any(overlaps(self.instruments.get(instrument, ()), run) for run in runs):
+                return None
+            found.runs += [(instrument, run) for run in runs]
+        return found
 
     def _intervals(self, spark: SparkSession) -> DataFrame:
         rows = [
@@ -157,28 +215,51 @@ def _runs(numbered: DataFrame) -> DataFrame:
     )
 
 
-def summary(ticks: DataFrame, rejected: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
-    """What to add to a Seen after these ticks and these records that went to quarantine.
+def overview(records: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
+    """Of `lake.ticks.sorted_out` records: how many of each kind, and of ticks enough to see whether all are new.
 
-    A row for each run of trade ids of either, each producer and partition, each bucket of the ticks that feed gold;
-    and one with the number of records in quarantine. Out: kind (run, rejected, sequence, bucket, quarantined), source,
-    symbol, trade_epoch, producer, kafka_partition, first, last, and the columns of `bucket_summaries`.
+    Out: kind; of ticks also source, symbol, trade_epoch, asset, bucket, feeds_gold; records, trade_ids (how many
+    different), first, last (trade id), summary, newest (as in `bucket_summaries`).
+    """
+    keys = ("kind", "source", "symbol", "trade_epoch", "asset", "feeds_gold")
+    ids = F.col("trade_id")
+    return bucket_summaries(
+        records.withColumn("feeds_gold", feeds_gold(gold_symbols)),
+        *keys,
+        records=F.count("*"),
+        trade_ids=F.size(F.collect_set(ids)),
+        first=F.min(ids),
+        last=F.max(ids),
+    )
+
+
+def summary(ticks: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
+    """What new ticks add: a row for each run of trade ids, producer and partition, and bucket that feeds gold.
+
+    Out: kind (run, sequence, bucket), source, symbol, trade_epoch, producer, kafka_partition, first, last, and the
+    columns of `bucket_summaries`.
     """
     sequences = (
         ticks.where(F.col("trade_id").isNull() & F.col("producer").isNotNull() & F.col("sequence").isNotNull())
         .groupBy("producer", "kafka_partition")
         .agg(F.max("sequence").alias("last"))
     )
-    numbered = rejected.where(F.col("source").isNotNull() & F.col("symbol").isNotNull()).select(
-        "source", "symbol", F.coalesce("trade_epoch", F.lit(0).cast("bigint")).alias("trade_epoch"), "trade_id"
-    )
-    kinds = {
-        "run": _runs(ticks),
-        "rejected": _runs(numbered),
-        "sequence": sequences,
-        "bucket": bucket_summaries(feeding_gold(ticks, gold_symbols)),
-        "quarantined": rejected.agg(F.count("*").alias("last")),
-    }
+    buckets = bucket_summaries(ticks.where(feeds_gold(gold_symbols)), "source", "asset")
+    return _united(run=_runs(ticks), sequence=sequences, bucket=buckets)
+
+
+def strays(judged_records: DataFrame, gaps_topic: str) -> DataFrame:
+    """What the records add that are no ticks: the runs of trade ids in quarantine, and the reports of gaps.
+
+    Out: kind (rejected, report), source, symbol, trade_epoch, first, last, partition, offset, report.
+    """
+    rejected = judged_records.where(
+        F.col("rule").isNotNull() & F.col("source").isNotNull() & F.col("symbol").isNotNull()
+    ).select("source", "symbol", F.coalesce("trade_epoch", F.lit(0).cast("bigint")).alias("trade_epoch"), "trade_id")
+    return _united(rejected=_runs(rejected), report=gap_reports(judged_records, gaps_topic))
+
+
+def _united(**kinds: DataFrame) -> DataFrame:
     first, *others = (rows.withColumn("kind", F.lit(kind)) for kind, rows in kinds.items())
     for rows in others:
         first = first.unionByName(rows, allowMissingColumns=True)

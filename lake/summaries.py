@@ -147,11 +147,11 @@ def bucket_start(bucket: int) -> int:
     return bucket * BUCKET_SECONDS * 1_000_000
 
 
-def bucket_summaries(ticks: DataFrame) -> DataFrame:
-    """A summary of each source, asset and bucket, of rows of silver.ticks. Read a row by `summary_of`.
+def bucket_summaries(ticks: DataFrame, *keys: str, **more: Column) -> DataFrame:
+    """A summary of each bucket by keys (source and asset at least), of rows of silver.ticks. Read by `summary_of`.
 
-    Out: source, asset, bucket BIGINT, summary STRUCT of Summary's fields, newest STRUCT: a Newness and price_usd,
-    of the newest tick over all sources.
+    Out: keys, bucket BIGINT, summary STRUCT, newest STRUCT: a Newness, price_usd and gold_time, of the newest tick;
+    and `more` aggregates.
     """
     time = F.unix_micros(gold_time())
     order = F.struct(time, "trade_epoch", "trade_id", "producer", "sequence", "event_id")
@@ -164,8 +164,8 @@ def bucket_summaries(ticks: DataFrame) -> DataFrame:
     )
     price = F.col("price_usd")
     rows = ticks.select(
-        "source",
-        "asset",
+        *keys,
+        "trade_id",
         F.floor(time / (BUCKET_SECONDS * 1_000_000)).alias("bucket"),
         "price_usd",
         "quantity",
@@ -173,7 +173,7 @@ def bucket_summaries(ticks: DataFrame) -> DataFrame:
         order.alias("order"),
         newness.alias("newness"),
     )
-    return rows.groupBy("source", "asset", "bucket").agg(
+    return rows.groupBy(*keys, "bucket").agg(
         F.struct(
             F.count("*").alias("tick_count"),
             F.sum("price_usd").cast("DECIMAL(38,12)").alias("price_sum"),
@@ -186,6 +186,7 @@ def bucket_summaries(ticks: DataFrame) -> DataFrame:
             F.try_sum("notional").alias("notional"),
         ).alias("summary"),
         F.max("newness").alias("newest"),
+        *(column.alias(name) for name, column in more.items()),
     )
 
 

@@ -242,36 +242,46 @@ def quarantined(judged_records: DataFrame, at: datetime) -> DataFrame:
     )
 
 
-def valid_ticks(judged_records: DataFrame, gaps_topic: str, future_tolerance_seconds: float) -> DataFrame:
-    """silver.ticks without is_late, repeats included."""
+def sorted_out(judged_records: DataFrame, gaps_topic: str, future_tolerance_seconds: float) -> DataFrame:
+    """silver.ticks without is_late, repeats included, with kind: tick, bad or report. Those of no tick are null."""
+    kind = F.when(F.col("rule").isNotNull(), "bad").when(F.col("topic") == gaps_topic, "report").otherwise("tick")
     source = F.coalesce("source", F.lit("unknown"))
     symbol = F.coalesce("symbol", "asset")
     epoch = F.coalesce("trade_epoch", F.lit(0).cast("bigint"))
     event_time = F.coalesce("event_time", "received_at")
     tolerance = F.make_dt_interval(secs=F.lit(future_tolerance_seconds).cast("DECIMAL(18,6)"))
-    return judged_records.where(F.col("rule").isNull() & (F.col("topic") != gaps_topic)).select(
-        F.coalesce(
+    columns = {
+        "event_id": F.coalesce(
             F.when(F.col("trade_id").isNotNull(), F.concat_ws(":", source, symbol, epoch, "trade_id")),
             F.concat(F.col("producer"), F.lit(":"), F.col("sequence")),
             F.concat_ws(":", "topic", "partition", "offset"),
-        ).alias("event_id"),
-        source.alias("source"),
-        symbol.alias("symbol"),
-        "asset",
-        F.coalesce("quote", F.lit("USD")).alias("quote"),
-        "price_usd",
-        "quantity",
-        "trade_id",
-        epoch.alias("trade_epoch"),
-        event_time.alias("event_time"),
-        "received_at",
-        "producer",
-        "sequence",
-        F.col("partition").alias("kafka_partition"),
-        F.col("offset").alias("kafka_offset"),
-        (event_time > F.col("received_at") + tolerance).alias("is_future"),
-        F.to_date(event_time).alias("event_date"),
+        ),
+        "source": source,
+        "symbol": symbol,
+        "asset": F.col("asset"),
+        "quote": F.coalesce("quote", F.lit("USD")),
+        "price_usd": F.col("price_usd"),
+        "quantity": F.col("quantity"),
+        "trade_id": F.col("trade_id"),
+        "trade_epoch": epoch,
+        "event_time": event_time,
+        "received_at": F.col("received_at"),
+        "producer": F.col("producer"),
+        "sequence": F.col("sequence"),
+        "kafka_partition": F.col("partition"),
+        "kafka_offset": F.col("offset"),
+        "is_future": event_time > F.col("received_at") + tolerance,
+        "event_date": F.to_date(event_time),
+    }
+    is_tick = kind == "tick"
+    return judged_records.select(
+        kind.alias("kind"), *(F.when(is_tick, column).alias(name) for name, column in columns.items())
     )
+
+
+def valid_ticks(judged_records: DataFrame, gaps_topic: str, future_tolerance_seconds: float) -> DataFrame:
+    """silver.ticks without is_late, repeats included."""
+    return sorted_out(judged_records, gaps_topic, future_tolerance_seconds).where(F.col("kind") == "tick").drop("kind")
 
 
 def gap_reports(judged_records: DataFrame, gaps_topic: str) -> DataFrame:
@@ -290,9 +300,10 @@ def minute(time: Column) -> Column:
     return F.date_trunc("minute", time)
 
 
-def feeding_gold(ticks: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
-    """The ticks of the symbols that feed gold: for a source and asset that `gold_symbols` names, only that symbol's."""
+def feeds_gold(gold_symbols: Mapping[str, str]) -> Column:
+    """Whether a tick's symbol feeds gold: for a source and asset that `gold_symbols` names, only that symbol does."""
+    feeds = F.lit(True)
     for pair, symbol in gold_symbols.items():
         source, _, asset = pair.partition(":")
-        ticks = ticks.where(~((F.col("source") == source) & (F.col("asset") == asset) & (F.col("symbol") != symbol)))
-    return ticks
+        feeds = feeds & ~((F.col("source") == source) & (F.col("asset") == asset) & (F.col("symbol") != symbol))
+    return feeds

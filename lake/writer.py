@@ -13,7 +13,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lake.commits import DataFile, TableLog, Transaction
+from lake.parquet import arrow_table, encoded, statistics
 from lake.tables import Table
 
 APPLICATION = "tickhouse.writer"
@@ -39,6 +41,8 @@ class Changed(RuntimeError):
 
 def create_table(spark: SparkSession, table: Table, root: str) -> None:
     """Create the table under root if it is absent, with its comments, partitions and properties."""
+    if DeltaTable.isDeltaTable(spark, table.path(root)):
+        return
     builder = DeltaTable.createIfNotExists(spark).location(table.path(root)).comment(table.comment)
     for column in table.columns:
         builder = builder.addColumn(column.name, column.type, nullable=column.nullable, comment=column.comment)
@@ -88,8 +92,13 @@ class LakeWriter:
         """Fence every earlier writer, and see what the last one left. Raises Fenced if another one claims it too."""
         logs = {name: written.log for name, written in self._tables.items()}
         self.epoch = 1 + max(self._newest(log, "epoch").get("epoch", 0) for log in logs.values())
-        for name, log in logs.items():
-            self._commit(name, log.begin(), [], [], {"epoch": self.epoch})
+        with ThreadPoolExecutor(4) as threads:
+            claims = [
+                threads.submit(self._commit, name, log.begin(), [], [], {"epoch": self.epoch})
+                for name, log in logs.items()
+            ]
+        for claim in claims:
+            claim.result()
         self._look()
 
     @staticmethod
@@ -157,15 +166,25 @@ class LakeWriter:
         return spans, spark.read.schema(schema).parquet(*(file.path for file in files))
 
     def replace(
-        self, rows: DataFrame, table: Table, query: str, batch: int, spans: Sequence[int], **metadata: Any
+        self,
+        table: Table,
+        spans: Mapping[int, Sequence[tuple[object, ...]]],
+        query: str,
+        batch: int,
+        **metadata: Any,
     ) -> None:
-        """Let rows be all of these spans' rows, unless the table has the micro-batch. Raises Fenced, Changed."""
-        if batch <= self._tables[table.qualified_name].batch:
+        """Let these be all rows of the spans, unless the table has the micro-batch. Raises Fenced, Changed."""
+        written = self._tables[table.qualified_name]
+        if batch <= written.batch:
             return
         transaction = self._begin(table)
-        if self._tables[table.qualified_name].files is None:
+        if written.files is None:
             raise Changed(f"{table.qualified_name} has other files than when its rows were read")
-        self._replace(rows, table, transaction, spans, {"query": query, "batch": batch, **metadata})
+        added = [_file(transaction, table, rows) for rows in spans.values() if rows]
+        self._finish(
+            table, transaction, added, self._files_of(table, spans), {"query": query, "batch": batch, **metadata}
+        )
+        self._note(table, spans, added)
 
     def _replace(
         self,
@@ -175,7 +194,6 @@ class LakeWriter:
         spans: Sequence[int],
         metadata: dict[str, Any],
     ) -> None:
-        written = self._tables[table.qualified_name]
         replaced = self._files_of(table, spans)
         rows = rows.select(*table.column_names)
         if len(spans) > 1:
@@ -183,9 +201,14 @@ class LakeWriter:
             rows = rows.repartitionById(len(spans), (F.array_position(numbers, span_of(table)) - 1).cast("int"))
         added = transaction.write(rows)
         self._finish(table, transaction, added, replaced, metadata)
-        assert written.files is not None
+        self._note(table, spans, added)
+
+    def _note(self, table: Table, spans: Iterable[int], added: Sequence[DataFile]) -> None:
+        """Remember that these spans have these files now."""
+        files = self._tables[table.qualified_name].files
+        assert files is not None
         for span in spans:
-            written.files.pop(span, None)
+            files.pop(span, None)
         self._index(table, added)
 
     def _index(self, table: Table, files: Iterable[DataFile]) -> None:
@@ -251,6 +274,12 @@ class LakeWriter:
         except DeltaConcurrentModificationException as error:
             self._tables[name].files = None
             raise Changed(f"{name} was changed at the same time") from error
+
+
+def _file(transaction: Transaction, table: Table, rows: Sequence[tuple[object, ...]]) -> DataFile:
+    content = arrow_table(table, rows)
+    partition = {name: str(content[name][0]) for name in table.partitioned_by}
+    return transaction.add(encoded(table, content), partition, statistics(table, content))
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

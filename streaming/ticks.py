@@ -31,18 +31,18 @@ from functools import partial
 
 from pyspark import inheritable_thread_target
 from pyspark.errors import AnalysisException, StreamingQueryException
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import Settings, arguments, from_command_line
 from lake.alerts import Rule
-from lake.gaps import Gap, frame, newest, reconciled, reported, unfilled
+from lake.gaps import Gap, frame, newest, reconciled, unfilled
 from lake.gold import GOLD, Batch, Gold
 from lake.intervals import holes
 from lake.lease import LakeInUse, Lease
-from lake.metrics import GoldRules, bucket_from
-from lake.seen import Seen, summary
+from lake.metrics import GoldRules
+from lake.seen import Found, Seen, overview, strays, summary
 from lake.summaries import EPOCH
 from lake.tables import (
     BRONZE_TICKS,
@@ -51,7 +51,7 @@ from lake.tables import (
     SILVER_TICKS,
     TABLES,
 )
-from lake.ticks import bronze, gap_reports, gold_time, judged, quarantined, valid_ticks
+from lake.ticks import bronze, gold_time, judged, quarantined, sorted_out, valid_ticks
 from lake.writer import Fenced, LakeWriter, create_table
 
 logger = logging.getLogger("streaming.ticks")
@@ -114,24 +114,32 @@ class Lakehouse:
 
             running: list[Future[None]] = []
             start(lake.append, bronze(records, at), BRONZE_TICKS, **told)
-            ticks = self._new_ticks(checked, number).persist()
-            bad = checked.where(F.col("rule").isNotNull())
-            reports = gap_reports(checked, settings.gaps_topic).withColumn("kind", F.lit("report"))
-            found = summary(ticks, bad, settings.gold_symbols).unionByName(reports, allowMissingColumns=True).collect()
-            seen = self.seen.with_rows(found)
-            changed, early = self._gaps(found, seen, reported(row for row in found if row.kind == "report"), at)
-            state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
+            valid = valid_ticks(checked, settings.gaps_topic, settings.future_tolerance_seconds)
+            kinds = sorted_out(checked, settings.gaps_topic, settings.future_tolerance_seconds)
+            told_of = overview(kinds, settings.gold_symbols).collect()
             replayed = number <= lake.batch(SILVER_TICKS)
+            found = None if replayed else self.seen.only_new(told_of)
+            if found:
+                ticks = valid.withColumn("is_late", F.lit(False))
+            else:
+                ticks = self._first_of(valid, replayed).persist()
+                found = Found().add(summary(ticks, settings.gold_symbols).collect())
+            strange = {row.kind for row in told_of} - {"tick"}
+            if strange:
+                found.add(strays(checked, settings.gaps_topic).collect())
+            seen = self.seen.with_found(found)
+            changed, early = self._gaps(found, seen, at)
+            state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
             silver = start(lake.append, ticks, SILVER_TICKS, **told, **state)
             if changed:
                 start(lake.fold, frame(self.spark, changed), SILVER_GAPS, **told, spans=[0], folded=newest)
-            buckets = [bucket_from(row) for row in found if row.kind == "bucket"]
+            buckets = found.buckets
             dirty = self.gold.take(buckets, counted=replayed)
             start(self.gold.prices, buckets, batch)
             start(self.gold.rolling, dirty, batch, silver.result)
             start(self.gold.current, buckets, batch, silver.result)
             start(self.gold.alerts, dirty, batch, silver.result)
-            if any(row.last for row in found if row.kind == "quarantined"):
+            if "bad" in strange:
                 start(lake.append, quarantined(checked, at), SILVER_QUARANTINE, **told)
             for step in running:
                 step.result()
@@ -146,28 +154,26 @@ class Lakehouse:
         if self.last:
             self.gold.roll_up(self.last)
 
-    def _gaps(self, found: Sequence[Row], seen: Seen, reports: list[Gap], at: datetime) -> tuple[list[Gap], list[Gap]]:
+    def _gaps(self, found: Found, seen: Seen, at: datetime) -> tuple[list[Gap], list[Gap]]:
         """(rows of silver.gaps that change, reports that are early)."""
-        said = [*self.early, *reports]
+        said = [*self.early, *found.reports]
         early = [
             gap
             for gap in said
             if gap.interval and gap.status != "filled" and gap.interval[1] > seen.highest(gap.instrument)
         ]
-        instruments = {(row.source, row.symbol, row.trade_epoch) for row in found if row.kind in ("run", "rejected")}
-        instruments |= {gap.instrument for gap in said if gap.interval}
+        instruments = found.instruments | {gap.instrument for gap in said if gap.interval}
         missing = {
             instrument: holes(seen.instruments.get(instrument, ()), seen.rejected.get(instrument, ()))
             for instrument in instruments
         }
         return reconciled(self.gaps, missing, said, at), early
 
-    def _new_ticks(self, checked: DataFrame, batch: int) -> DataFrame:
-        valid = valid_ticks(checked, self.settings.gaps_topic, self.settings.future_tolerance_seconds)
-        if batch > self.writer.batch(SILVER_TICKS):
+    def _first_of(self, valid: DataFrame, replayed: bool) -> DataFrame:
+        """The ticks that silver does not have yet, each once; of a replayed micro-batch, those that it has by it."""
+        if not replayed:
             return self.seen.first_deliveries(valid, gold_time())
-        # Silver has this batch already: its ticks are those of its valid ones that silver holds from the same place.
-        silver = checked.sparkSession.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
+        silver = self.spark.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
         return silver.join(valid, ["kafka_partition", "kafka_offset"], "left_semi")
 
 

@@ -23,8 +23,8 @@ from conf.settings import PROJECT
 SHIPPED = PROJECT / ".tickhouse" / "ship"
 # What the jobs of a folder import; what those need in turn is found out.
 IMPORTED = {
-    "streaming": ("pydantic", "delta-spark", "hdfs"),
-    "batch": ("pydantic", "delta-spark", "hdfs", "great-expectations"),
+    "streaming": ("pydantic", "delta-spark", "hdfs", "pyarrow"),
+    "batch": ("pydantic", "delta-spark", "hdfs", "pyarrow", "great-expectations"),
 }
 SHIPPED_BY_SPARK = {"pyspark", "py4j"}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
+from decimal import Decimal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lake.intervals import Interval, add_interval
-from lake.seen import Seen
+from lake.metrics import Bucket, Newest
+from lake.seen import Found, Seen
+from lake.summaries import Summary
 
 runs = st.lists(
     st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda run: (run[0], run[0] + run[1])), max_size=12
@@ -35,13 +37,13 @@ def test_the_state_survives_its_journey_through_a_commit() -> None:
     assert Seen.from_json(seen.to_json()) == seen
 
 
-def test_rows_widen_what_was_seen_and_never_narrow_it() -> None:
-    def row(kind: str, last: int) -> SimpleNamespace:
-        instrument = {"source": "s", "symbol": "y", "trade_epoch": 0, "asset": "a"}
-        numbers = {"first": last - 2, "last": last, "bucket": last * 12 + 11}
-        return SimpleNamespace(kind=kind, producer="p", kafka_partition=1, **numbers, **instrument)
-
+def test_what_is_found_widens_what_was_seen_and_never_narrows_it() -> None:
+    instrument, one = ("s", "y", 0), Decimal(1)
+    order = (0, 0, None, None, None, "")
+    prices = Summary(1, one, 0.0, one, one, one, order, one, order, None, None)
+    newest = Newest((0, 0, "s", None, None, None, ""), one, 0)
     seen = Seen()
     for last in (10, 4, 7):
-        seen = seen.with_rows([row("run", last), row("sequence", last), row("bucket", last)])
-    assert seen == Seen({("s", "y", 0): ((2, 10),)}, {("p", 1): 10}, {("s", "a"): 600})
+        bucket = Bucket(("s", "a"), last * 12 + 11, prices, newest)
+        seen = seen.with_found(Found([(instrument, (last - 2, last))], [(("p", 1), last)], [bucket]))
+    assert seen == Seen({instrument: ((2, 10),)}, {("p", 1): 10}, {("s", "a"): 600})

@@ -68,7 +68,7 @@ def test_merged_summaries_of_any_parts_are_the_summary_of_all(spark: SparkSessio
     parts = [ticks[:23], ticks[23:24], ticks[24:]]
     minutes: dict[WindowKey, list[Summary]] = defaultdict(list)
     for part in parts:
-        for row in bucket_summaries(frame(spark, part)).collect():
+        for row in bucket_summaries(frame(spark, part), "source", "asset").collect():
             bucket = bucket_from(row)
             minutes[*bucket.pair, bucket_start(bucket.number) // MINUTE * MINUTE].append(bucket.summary)
     found: dict[Hashable, dict[str, object]] = {}

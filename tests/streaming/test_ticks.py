@@ -105,10 +105,11 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
     only: list[Table] = []
 
     def crashing(real: Callable[..., None]) -> Callable[..., None]:
-        def write(writer: LakeWriter, rows: DataFrame, table: Table, **options: Any) -> None:
+        def write(writer: LakeWriter, *arguments: Any, **options: Any) -> None:
+            (table,) = (argument for argument in arguments if isinstance(argument, Table))
             if only and table not in only:
                 raise Crash(table.qualified_name)
-            real(writer, rows, table, **options)
+            real(writer, *arguments, **options)
             written.append(table)
 
         return write
