@@ -33,6 +33,7 @@ class _Names:
         self.array_list = jvm.java.util.ArrayList
         self.option = jvm.scala.Option
         self.converters = jvm.scala.jdk.javaapi.CollectionConverters
+        self.spark_session = jvm.org.apache.spark.sql.SparkSession
         self.save_mode = jvm.org.apache.spark.sql.SaveMode
 
 
@@ -54,6 +55,7 @@ class TableLog:
         jvm = spark._jvm
         assert jvm is not None
         self._names = _Names(jvm)
+        self._session = spark._jsparkSession
         self._log = self._names.delta_log.forTable(spark._jsparkSession, path)
         self._hadoop_conf = self._log.newDeltaHadoopConf()
         self.path = path
@@ -71,6 +73,8 @@ class TableLog:
 
     def begin(self) -> Transaction:
         """A transaction on the newest version."""
+        # Of the calling thread; Delta asks for it when it writes a checkpoint of the log.
+        self._names.spark_session.setActiveSession(self._session)
         return Transaction(self._names, self._hadoop_conf, self._log.startTransaction(), self.path)
 
 

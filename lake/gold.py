@@ -71,7 +71,6 @@ logger = logging.getLogger(__name__)
 KEPT_BUCKETS = 900 // BUCKET_SECONDS
 # A tick that is hours late needs to know what followed it; so much at first, all of it where that is not enough.
 FOLLOWED_BUCKETS = 1800 // BUCKET_SECONDS
-GOLD = (*GOLD_PRICES, GOLD_ROLLING_PRICE, GOLD_CURRENT_PRICE, GOLD_ALERTS)
 
 MICROSECOND = timedelta(microseconds=1)
 Range = tuple[int, int]

@@ -93,12 +93,12 @@ class LakeWriter:
         logs = {name: written.log for name, written in self._tables.items()}
         self.epoch = 1 + max(self._newest(log, "epoch").get("epoch", 0) for log in logs.values())
         with ThreadPoolExecutor(4) as threads:
-            claims = [
-                threads.submit(self._commit, name, log.begin(), [], [], {"epoch": self.epoch})
-                for name, log in logs.items()
-            ]
-        for claim in claims:
-            claim.result()
+
+            def take(name: str, log: TableLog) -> None:
+                self._commit(name, log.begin(), [], [], {"epoch": self.epoch})
+
+            for claimed in [threads.submit(take, *named) for named in logs.items()]:
+                claimed.result()
         self._look()
 
     @staticmethod

@@ -38,7 +38,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from conf.settings import Settings, arguments, from_command_line
 from lake.alerts import Rule
 from lake.gaps import Gap, frame, newest, reconciled, unfilled
-from lake.gold import GOLD, Batch, Gold
+from lake.gold import Batch, Gold
 from lake.intervals import holes
 from lake.lease import LakeInUse, Lease
 from lake.metrics import GoldRules
@@ -46,6 +46,7 @@ from lake.seen import Found, Seen, overview, strays, summary
 from lake.summaries import EPOCH
 from lake.tables import (
     BRONZE_TICKS,
+    GOLD,
     SILVER_GAPS,
     SILVER_QUARANTINE,
     SILVER_TICKS,

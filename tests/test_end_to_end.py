@@ -35,7 +35,7 @@ from lake.reader import query, read
 from lake.register import sql_connection
 from lake.tables import (
     BRONZE_TICKS,
-    GOLD_CURRENT_PRICE,
+    GOLD,
     GOLD_PRICE_1M,
     SILVER_QUARANTINE,
     SILVER_TICKS,
@@ -58,7 +58,7 @@ RECORDED_TRADES, SIMULATED = 18_556, 18_000
 GOLD_SYMBOLS = {"desk:silver": "XAG"}
 # Seconds after which something that should happen is taken not to; a job has longer on a machine that is busy.
 PATIENCE, JOB_PATIENCE = 300.0, 900.0
-COMPARED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, GOLD_PRICE_1M, GOLD_CURRENT_PRICE)
+COMPARED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, *GOLD)
 Running = Callable[..., Settings]
 
 
@@ -392,7 +392,12 @@ def test_a_table_holds_what_the_oracle_says(
         "silver.ticks": expected.silver,
         "silver.quarantine": expected.quarantine,
         "gold.price_1m": expected.price_1m,
+        "gold.price_5m": expected.price_5m,
+        "gold.price_1h": expected.price_1h,
+        "gold.price_1d": expected.price_1d,
+        "gold.rolling_price": expected.rolling_price,
         "gold.current_price": expected.current_price,
+        "gold.alerts": expected.alerts,
     }
     assert differences(tables[table.qualified_name], rows_of(written.root, table)) == []
 

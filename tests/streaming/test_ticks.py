@@ -16,9 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
 from lake.gaps import UNREPORTED
-from lake.gold import GOLD
 from lake.tables import (
     BRONZE_TICKS,
+    GOLD,
     GOLD_CURRENT_PRICE,
     GOLD_PRICE_1M,
     SILVER_GAPS,
