@@ -105,12 +105,13 @@ class Transaction:
         added: Sequence[DataFile],
         removed: Sequence[DataFile],
         metadata: dict[str, Any],
-        application: str,
-        application_version: int,
+        application: str | None = None,
+        application_version: int = 0,
     ) -> int:
         """Make it the next version, with `metadata`; returns its number.
 
-        Of two transactions that name the same `application`, Delta's conflict check lets the later fail.
+        Of two transactions that name the same `application`, Delta's conflict check lets the later fail; of any two
+        that remove the same file too.
         """
         names = self._names
         actions = names.array_list()
@@ -119,8 +120,9 @@ class Transaction:
         for file in added:
             actions.add(file.add)
         none = names.option.empty()
-        actions.add(names.set_transaction(application, application_version, none))
-        self._transaction.readTxn().addOne(application)
+        if application:
+            actions.add(names.set_transaction(application, application_version, none))
+            self._transaction.readTxn().addOne(application)
         told = names.option.apply(json.dumps(metadata, separators=(",", ":")))
         mode = names.save_mode.valueOf("Overwrite" if removed else "Append")
         operation = names.write(mode, none, none, told, none, none, none, none, none)

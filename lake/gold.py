@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -86,32 +87,46 @@ class Batch(NamedTuple):
 
 
 class Silver:
-    """The ticks that feed gold, read back from silver.ticks."""
+    """The ticks that feed gold, read back from rows of silver.ticks."""
 
-    def __init__(self, spark: SparkSession, root: str, rules: GoldRules, version: int | None = None) -> None:
-        self._spark, self._root, self._rules, self._version = spark, root, rules, version
+    def __init__(self, load: Callable[[], DataFrame], rules: GoldRules) -> None:
+        """load: the rows as they are then."""
+        self._load, self._rules = load, rules
+
+    @classmethod
+    def of_lake(cls, spark: SparkSession, root: str, rules: GoldRules, version: int | None = None) -> Silver:
+        """silver.ticks as of now, or as of a version."""
+
+        def load() -> DataFrame:
+            reader = spark.read.format("delta")
+            if version is not None:
+                reader = reader.option("versionAsOf", version)
+            return reader.load(SILVER_TICKS.path(root))
+
+        return cls(load, rules)
 
     def ticks(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
-        """Rows of silver.ticks by gold time, in microseconds since 1970 and without the end."""
-        reader = self._spark.read.format("delta")
-        if self._version is not None:
-            reader = reader.option("versionAsOf", self._version)
-        first, last = F.lit(to_time(begin)), F.lit(to_time(end))
-        # Not by gold_time(), of which the files have no statistics.
-        by_venue = (F.col("event_time") >= first) & (F.col("event_time") < last)
-        by_receipt = (F.col("received_at") >= first) & (F.col("received_at") < last)
-        within = (by_venue & ~F.col("is_future")) | (by_receipt & F.col("is_future"))
-        ticks = reader.load(SILVER_TICKS.path(self._root)).where(feeds_gold(self._rules.symbols) & within)
+        """Rows by gold time, in microseconds since 1970 and without the end."""
+        ticks = self._load().where(feeds_gold(self._rules.symbols))
+        if begin > 0:
+            # Not by gold_time(), of which the files have no statistics.
+            first, last = F.timestamp_micros(F.lit(begin)), F.timestamp_micros(F.lit(end))
+            by_venue = (F.col("event_time") >= first) & (F.col("event_time") < last)
+            by_receipt = (F.col("received_at") >= first) & (F.col("received_at") < last)
+            ticks = ticks.where((by_venue & ~F.col("is_future")) | (by_receipt & F.col("is_future")))
         if pairs is None:
             return ticks
         named = [F.struct(F.lit(source), F.lit(asset)) for source, asset in pairs]
         return ticks.where(F.struct("source", "asset").isin(*named))
 
+    def summaries(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
+        """The buckets of a time, as `bucket_summaries`."""
+        return bucket_summaries(self.ticks(begin, end, pairs), "source", "asset")
+
     def buckets(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
         """The buckets from one number to before another."""
         found: dict[Pair, dict[int, Summary]] = defaultdict(dict)
-        ticks = self.ticks(bucket_start(begin), bucket_start(end), pairs)
-        for row in bucket_summaries(ticks, "source", "asset").toLocalIterator():
+        for row in self.summaries(bucket_start(begin), bucket_start(end), pairs).toLocalIterator():
             bucket = bucket_from(row)
             found[bucket.pair][bucket.number] = bucket.summary
         return found
@@ -122,6 +137,36 @@ class Silver:
         rows = self.ticks(begin, end, pairs).withColumn("gold_time", F.unix_micros(gold_time()))
         for row in rows.select("source", "asset", "price_usd", *order).orderBy(*order).toLocalIterator():
             yield (row["source"], row["asset"]), AlertTick(row["gold_time"], row["price_usd"], row["event_id"])
+
+    def pair_ticks(self, pair: Pair, begin: int, end: int) -> Iterator[AlertTick]:
+        return (tick for _, tick in self.alert_ticks([pair], begin, end))
+
+    def bucket_ticks(self, pair: Pair, number: int) -> list[AlertTick]:
+        return list(self.pair_ticks(pair, bucket_start(number), bucket_start(number + 1)))
+
+
+def bucket_before(time: int, buckets: Mapping[int, Summary]) -> int | None:
+    """The last bucket, of the minute up to then, that has a tick at a time or before."""
+    near = range(bucket_of(time), bucket_of(time - MINUTE) - 1, -1)
+    return next((number for number in near if number in buckets and buckets[number].first_time <= time), None)
+
+
+def minute_before(
+    newest: int, pair: Pair, buckets: Mapping[int, Summary], ticks: Callable[[Pair, int], Sequence[AlertTick]]
+) -> Decimal | None:
+    """A pair's last price a minute before a gold time, or earlier; None if there is none of the minute before that.
+
+    ticks: all of a bucket, in tick order; asked for only where a bucket's last tick is too late.
+    """
+    time = newest - MINUTE
+    number = bucket_before(time, buckets)
+    if number is None:
+        return None
+    at, price = buckets[number].last_time, buckets[number].close
+    if at > time:
+        within = ticks(pair, number)
+        at, price, _ = within[bisect_left(within, time + 1, key=lambda tick: tick.time) - 1]
+    return price if at >= time - MINUTE else None
 
 
 class Buckets:
@@ -217,6 +262,11 @@ class Rows(Generic[Value]):
             self._spans.move_to_end(number)
         return {number: self._spans[number] for number in wanted}
 
+    def refresh(self) -> None:
+        """Forget rows that maintenance may have changed since they were read."""
+        if self._writer.was_changed(self.table):
+            self._spans.clear()
+
     def written(self, batch: Batch) -> bool:
         return batch.number <= self._writer.batch(self.table)
 
@@ -268,7 +318,7 @@ class Gold:
     ) -> None:
         """newest: of each pair in silver, the second since 1970 of its newest minute."""
         self._spark, self._root, self._writer, self._rules = spark, root, writer, rules
-        self._silver = Silver(spark, root, rules)
+        self._silver = Silver.of_lake(spark, root, rules)
         self._buckets = Buckets(self._silver, newest)
         self._prices = {
             table.name: Rows[Window](
@@ -322,8 +372,8 @@ class Gold:
             self._bucket_ticks.pop((bucket.pair, bucket.number), None)
         return {pair: sorted(numbers) for pair, numbers in dirty.items()}
 
-    def prices(self, found: Sequence[Bucket], batch: Batch, *, end: bool = False) -> None:
-        """Fold the buckets into gold.price_1m; now and then, or at the `end`, roll it up into the longer windows."""
+    def prices(self, found: Sequence[Bucket], batch: Batch) -> None:
+        """Fold the buckets into gold.price_1m."""
         minutes: dict[WindowKey, list[Summary]] = defaultdict(list)
         for bucket in found:
             minutes[*bucket.pair, bucket_start(bucket.number) // MINUTE * MINUTE].append(bucket.summary)
@@ -337,14 +387,20 @@ class Gold:
 
         rows.update(batch, {rows.span(key[2]) for key in minutes}, fold)
         self._not_rolled_up |= minutes.keys()
+
+    def roll_up(self, batch: Batch, *, at_once: bool = False) -> None:
+        """Bring the longer windows up to date with gold.price_1m, unless that was done a moment ago.
+
+        Called after everything else of a micro-batch is written: so all tables have the micro-batch that the longest
+        window says.
+        """
         if self._rolled_up_at is None:
             self._rolled_up_at = batch.at
-        if end or (batch.at - self._rolled_up_at).total_seconds() >= self._rollup_seconds:
-            self.roll_up(batch)
-
-    def roll_up(self, batch: Batch) -> None:
-        """Bring the longer windows up to date with gold.price_1m."""
+        if not at_once and (batch.at - self._rolled_up_at).total_seconds() < self._rollup_seconds:
+            return
         changed = self._not_rolled_up
+        for rows in self._prices.values():
+            rows.refresh()
         for finer, table in itertools.pairwise(GOLD_PRICES):
             length = _length(table)
             changed = {(source, asset, micros // length * length) for source, asset, micros in changed}
@@ -421,10 +477,9 @@ class Gold:
         }
         self._current.update(batch, [0], lambda _, span: span.update(values))
 
-    def _minute_before(self, best: Mapping[str, Newest], silver_written: Callable[[], None]) -> dict[str, Any]:
+    def _minute_before(self, best: Mapping[str, Newest], silver_written: Callable[[], None]) -> dict[str, Decimal]:
         """Of each asset its venue's last price a minute before the newest, if that is not too old."""
         pairs = {asset: (newest.newness[2], asset) for asset, newest in best.items()}
-        times = {asset: newest.time - MINUTE for asset, newest in best.items()}
         needs = {
             pairs[asset]: (bucket_of(newest.time - OLDEST_COMPARED), bucket_of(newest.time))
             for asset, newest in best.items()
@@ -432,26 +487,18 @@ class Gold:
         if any(first < self._buckets.floor(pair) for pair, (first, _) in needs.items()):
             silver_written()
         views = self._buckets.view(needs)
-        # The last bucket that begins early enough; of its ticks the last one that came early enough.
-        last: dict[str, int] = {}
-        for asset, time in times.items():
-            near = range(bucket_of(time), bucket_of(time - MINUTE) - 1, -1)
-            view = views[pairs[asset]]
-            there = (number for number in near if number in view and view[number].first_time <= time)
-            if (number := next(there, None)) is not None:
-                last[asset] = number
-        cut = {asset for asset, number in last.items() if views[pairs[asset]][number].last_time > times[asset]}
-        self._look_up({(pairs[asset], last[asset]) for asset in cut}, silver_written)
-        found = {}
-        for asset, number in last.items():
-            summary = views[pairs[asset]][number]
-            time, price = summary.last_time, summary.close
-            if asset in cut:
-                ticks = self._bucket_ticks[pairs[asset], number]
-                time, price, _ = ticks[bisect_left(ticks, times[asset] + 1, key=lambda tick: tick.time) - 1]
-            if time >= times[asset] - MINUTE:
-                found[asset] = price
-        return found
+        wanted: set[tuple[Pair, int]] = set()
+        for asset, pair in pairs.items():
+            time = best[asset].time - MINUTE
+            number = bucket_before(time, views[pair])
+            if number is not None and views[pair][number].last_time > time:
+                wanted.add((pair, number))
+        self._look_up(wanted, silver_written)
+        found = {
+            asset: minute_before(best[asset].time, pair, views[pair], lambda *key: self._bucket_ticks[key])
+            for asset, pair in pairs.items()
+        }
+        return {asset: price for asset, price in found.items() if price is not None}
 
     def _look_up(self, wanted: set[tuple[Pair, int]], silver_written: Callable[[], None]) -> None:
         """Have the ticks of these buckets: one look into silver for all pairs of the same time."""
@@ -553,7 +600,7 @@ class Gold:
     def _alert_ticks(self, silver_written: Callable[[], None]) -> Callable[[Pair, int, int], Iterator[AlertTick]]:
         def ticks(pair: Pair, begin: int, end: int) -> Iterator[AlertTick]:
             silver_written()
-            return (tick for _, tick in self._silver.alert_ticks([pair], begin, end))
+            return self._silver.pair_ticks(pair, begin, end)
 
         return ticks
 

@@ -47,8 +47,8 @@ class Found:
         reports = []
         for row in rows:
             if row.kind in ("run", "rejected"):
-                runs = self.runs if row.kind == "run" else self.rejected
-                runs.append(((row.source, row.symbol, row.trade_epoch), (row.first, row.last)))
+                known = self.runs if row.kind == "run" else self.rejected
+                known.append(((row.source, row.symbol, row.trade_epoch), (row.first, row.last)))
             elif row.kind == "sequence":
                 self.sequences.append(((row.producer, row.kafka_partition), row.last))
             elif row.kind == "bucket":
@@ -100,8 +100,8 @@ class Seen:
         """This state and what a micro-batch has."""
         instruments, rejected = dict(self.instruments), dict(self.rejected)
         producers, minutes = dict(self.producers), dict(self.minutes)
-        for known, runs in ((instruments, found.runs), (rejected, found.rejected)):
-            for instrument, run in runs:
+        for known, added in ((instruments, found.runs), (rejected, found.rejected)):
+            for instrument, run in added:
                 known[instrument] = add_interval(known.get(instrument, ()), run)
         for place, highest in found.sequences:
             producers[place] = max(producers.get(place, highest), highest)
@@ -124,13 +124,13 @@ class Seen:
                 return None
             if row.feeds_gold:
                 found.buckets.append(bucket)
-        for instrument, runs in groups.items():
-            runs.sort()
-            if any(left[1] >= right[0] for left, right in pairwise(runs)):
+        for instrument, intervals in groups.items():
+            intervals.sort()
+            if any(left[1] >= right[0] for left, right in pairwise(intervals)):
                 return None
-            if any(overlaps(self.instruments.get(instrument, ()), run) for run in runs):
+            if any(overlaps(self.instruments.get(instrument, ()), run) for run in intervals):
                 return None
-            found.runs += [(instrument, run) for run in runs]
+            found.runs += [(instrument, run) for run in intervals]
         return found
 
     def _intervals(self, spark: SparkSession) -> DataFrame:
@@ -203,7 +203,7 @@ def _values(spark: SparkSession, rows: Iterable[str], *columns: str) -> DataFram
     return spark.sql(f"SELECT * FROM VALUES ({'), ('.join(rows)}) AS state({', '.join(columns)})")
 
 
-def _runs(numbered: DataFrame) -> DataFrame:
+def runs(numbered: DataFrame) -> DataFrame:
     """first and last of each run of consecutive trade ids of an instrument."""
     by_id = Window.partitionBy("source", "symbol", "trade_epoch").orderBy("trade_id")
     return (
@@ -245,7 +245,7 @@ def summary(ticks: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
         .agg(F.max("sequence").alias("last"))
     )
     buckets = bucket_summaries(ticks.where(feeds_gold(gold_symbols)), "source", "asset")
-    return _united(run=_runs(ticks), sequence=sequences, bucket=buckets)
+    return _united(run=runs(ticks), sequence=sequences, bucket=buckets)
 
 
 def strays(judged_records: DataFrame, gaps_topic: str) -> DataFrame:
@@ -256,7 +256,7 @@ def strays(judged_records: DataFrame, gaps_topic: str) -> DataFrame:
     rejected = judged_records.where(
         F.col("rule").isNotNull() & F.col("source").isNotNull() & F.col("symbol").isNotNull()
     ).select("source", "symbol", F.coalesce("trade_epoch", F.lit(0).cast("bigint")).alias("trade_epoch"), "trade_id")
-    return _united(rejected=_runs(rejected), report=gap_reports(judged_records, gaps_topic))
+    return _united(rejected=runs(rejected), report=gap_reports(judged_records, gaps_topic))
 
 
 def _united(**kinds: DataFrame) -> DataFrame:

@@ -165,6 +165,11 @@ class LakeWriter:
         schema = ", ".join(f"{column.name} {column.type}" for column in table.columns if column.name in names)
         return spans, spark.read.schema(schema).parquet(*(file.path for file in files))
 
+    def was_changed(self, table: Table) -> bool:
+        """Whether maintenance has changed the table since its rows were read. Raises Fenced."""
+        self._begin(table)
+        return self._tables[table.qualified_name].files is None
+
     def replace(
         self,
         table: Table,
@@ -274,6 +279,34 @@ class LakeWriter:
         except DeltaConcurrentModificationException as error:
             self._tables[name].files = None
             raise Changed(f"{name} was changed at the same time") from error
+
+
+def rewrite(
+    log: TableLog, table: Table, known: Iterable[str], spans: Mapping[int, Sequence[tuple[object, ...]]]
+) -> list[int]:
+    """Maintenance beside the stream: let these be all rows of the spans. Returns the spans that could not be written.
+
+    known: the files of the version that the rows were computed for; a span that has others by now is left alone, and
+    so is one that shares a file with spans that are not given.
+    """
+    names = {path.rpartition("/")[2] for path in known}
+    transaction = log.begin()
+    removed, left = [], set()
+    for file in transaction.files():
+        there = _spans_of(file, table)
+        if there & spans.keys():
+            if file.path.rpartition("/")[2] in names and there <= spans.keys():
+                removed.append(file)
+            else:
+                left |= there & spans.keys()
+    removed = [file for file in removed if not _spans_of(file, table) & left]
+    added = [_file(transaction, table, rows) for span, rows in spans.items() if rows and span not in left]
+    try:
+        if added or removed:
+            transaction.commit(added, removed, {"maintenance": "rewrite"})
+    except DeltaConcurrentModificationException:
+        return sorted(spans)
+    return sorted(left)
 
 
 def _file(transaction: Transaction, table: Table, rows: Sequence[tuple[object, ...]]) -> DataFile:

@@ -36,12 +36,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import Settings, arguments, from_command_line
-from lake.alerts import Rule
 from lake.gaps import Gap, frame, newest, reconciled, unfilled
 from lake.gold import Batch, Gold
 from lake.intervals import holes
 from lake.lease import LakeInUse, Lease
-from lake.metrics import GoldRules
+from lake.rules import gold_rules
 from lake.seen import Found, Seen, overview, strays, summary
 from lake.summaries import EPOCH
 from lake.tables import (
@@ -144,6 +143,7 @@ class Lakehouse:
                 start(lake.append, quarantined(checked, at), SILVER_QUARANTINE, **told)
             for step in running:
                 step.result()
+        self.gold.roll_up(batch)
         self.seen, self.early, self.began, self.last = seen, early, at, batch
         self.gaps = unfilled([*self.gaps.values(), *changed])
         for cached in (ticks, checked):
@@ -153,7 +153,7 @@ class Lakehouse:
     def finish(self) -> None:
         """After the last micro-batch: the longer windows as of now."""
         if self.last:
-            self.gold.roll_up(self.last)
+            self.gold.roll_up(self.last, at_once=True)
 
     def _gaps(self, found: Found, seen: Seen, at: datetime) -> tuple[list[Gap], list[Gap]]:
         """(rows of silver.gaps that change, reports that are early)."""
@@ -187,12 +187,6 @@ def checkpoint_query(spark: SparkSession, location: str) -> str | None:
             raise
         return None
     return str(rows[0]["id"]) if rows else None
-
-
-def gold_rules(settings: Settings) -> GoldRules:
-    """The settings that decide what gold holds."""
-    alerts = Rule(settings.alert_threshold_pct, settings.alert_window_seconds, settings.alert_cooldown_seconds)
-    return GoldRules(settings.gold_symbols, settings.future_tolerance_seconds, settings.volatility_seconds, alerts)
 
 
 def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
