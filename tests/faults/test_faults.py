@@ -19,6 +19,7 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import pytest
 
 import services
@@ -253,6 +254,29 @@ def test_full_disk(own: Settings, folder: Path, show: Show, in_silver: InSilver)
     assert memory.most < MEMORY_LIMIT
     streamed = in_silver(found, in_one_epoch(expected))
     show(disk_mb=megabytes, ticks=count, held_at=int(held), memory_mb=round(memory.most / 1e6), **streamed)
+
+
+def test_broken_disk(own: Settings, folder: Path, show: Show, in_silver: InSilver) -> None:
+    """The spool's disk fails: the ingester ends and says so, and what it could not keep is named by the next one."""
+    with simulator(folder, *simulated(10**9)) as (source, url):
+        with ingester(folder, own, url) as program:
+            wait_until(lambda: kafka_count(own, own.ticks_topic) > 1_000, "some flow")
+            # No file may grow beyond this: a segment of the spool soon wants to, what is kept beside it does not.
+            psutil.Process(program.process.pid).rlimit(psutil.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+            assert program.process.wait(300) == 4
+            unkept = program.line()["lost"]
+            assert program.logged("cannot be written")
+        assert unkept > 0
+        with ingester(folder, own, url) as program:
+            until_gaps_are_filled(folder)
+            made = all_made(source)
+            found = until_in_kafka(own, made)
+            assert program.stop() == 0
+    found.assert_one_identity_without_holes()
+    assert found.trades | found.missing == made
+    assert not found.trades & found.missing
+    streamed = in_silver(found, in_one_epoch(made))
+    show(made=len(made), unkept=unkept, missing=len(found.missing), **streamed)
 
 
 def test_slow_broker(own: Settings, folder: Path, show: Show, in_silver: InSilver) -> None:
