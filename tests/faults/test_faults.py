@@ -322,6 +322,28 @@ def test_silent_venue(own: Settings, folder: Path, show: Show, in_silver: InSilv
     show(made=len(made), missing=len(found.missing), **streamed)
 
 
+def test_cut_connections(own: Settings, folder: Path, show: Show, in_silver: InSilver) -> None:
+    """A venue that cuts each connection off in mid-flow, without a goodbye: what was missed is filled or named."""
+    cuts = scaled(2, 8)
+    with (
+        simulator(folder, *simulated(10**9, "--fault", "cuts")) as (source, url),
+        ingester(folder, own, url) as program,
+    ):
+        wait_until(lambda: status(folder, "connections") > cuts, "it is connected again", 900)
+        until_gaps_are_filled(folder)
+        # It may be cut off at any moment: what comes after the last trade that it has received is not missed yet.
+        assert program.stop() == 0
+        summary = program.line()
+        made = all_made(source)
+    assert summary["undelivered"] == 0
+    found = Delivered.of(own)
+    found.assert_one_identity_without_holes()
+    assert found.trades <= made
+    assert not found.trades & found.missing
+    streamed = in_silver(found, in_one_epoch(made))
+    show(cuts=cuts, received=summary["received"], missing=len(found.missing), **streamed)
+
+
 @pytest.mark.parametrize("fault", ["fragments", "malformed", "duplicates"])
 def test_odd_frames(own: Settings, folder: Path, fault: str, show: Show, in_silver: InSilver) -> None:
     """Promise 5 too: a frame that is no tick stops nothing, and is on the topic of rejects."""
