@@ -108,10 +108,12 @@ class Spool:
         self._dirty = asyncio.Event()
         self._closing = False
         self._retained: int | None = None
-        # (position, when it became durable), of what Kafka has not acknowledged.
+        self._since = 0.0
+        """When the oldest record in the buffer was taken."""
+        # (position, when the oldest of its group was taken), of what Kafka has not acknowledged.
         self._marks: deque[tuple[int, float]] = deque()
         self.lag_seconds = 0.0
-        """From durable to acknowledged by Kafka, of what was acknowledged last."""
+        """From its receipt to Kafka's acknowledgement, of the oldest in the group that was acknowledged last."""
         self.disk_is_full = False
         self.producer = ""
         self.sequence = 0
@@ -258,6 +260,8 @@ class Spool:
         if numbered:
             self.sequence += 1
         name = topic.encode()
+        if not self._buffer:
+            self._since = time.monotonic()
         body = _RECORD.pack(0, self.sequence, len(name), len(key), len(value))[4:] + name + key + value
         self._buffer += crc32c(body).to_bytes(4, "little") + body
         self.end += 1
@@ -297,7 +301,7 @@ class Spool:
                 await asyncio.sleep(max(0.0, self._fsync_seconds - (loop.time() - began)))
 
     async def _commit(self) -> None:
-        group, self._buffer = self._buffer, bytearray()
+        group, since, self._buffer = self._buffer, self._since, bytearray()
         position, sequence = self.end, self.sequence
         self._writing = len(group)
         last = self._segments[-1]
@@ -307,7 +311,7 @@ class Spool:
                 await asyncio.to_thread(_write_durably, self._file, group, last.size)
                 last.size, last.end, self._writing = last.size + len(group), position, 0
                 self._stored += len(group)
-                self._signal(position)
+                self._signal(position, since)
                 break
             except OSError as error:
                 said = await self._wait_for_disk(error, said)
@@ -345,9 +349,9 @@ class Spool:
         await asyncio.sleep(RETRY_SECONDS)
         return True
 
-    def _signal(self, position: int) -> None:
+    def _signal(self, position: int, since: float) -> None:
         self.durable_end = position
-        self._marks.append((position, time.monotonic()))
+        self._marks.append((position, since))
         if len(self._marks) > MARKS:
             self._marks = deque(list(self._marks)[::2])
         self._changed.set()
