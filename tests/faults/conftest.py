@@ -140,8 +140,8 @@ def in_silver(own: Settings, spark: SparkSession, tmp_path: Path) -> Callable[[D
         began = time.monotonic()
         root = f"file:{tmp_path / 'lake'}"
         lake = {"lake_root": root, "checkpoint": f"file:{tmp_path / 'checkpoint'}", "once": True}
-        # In many micro-batches silver sees gaps open that are filled later.
-        cut = {"max_offsets_per_trigger": found.records // 20 + 1} if FULL else {}
+        # In several micro-batches silver sees gaps open that are filled later.
+        cut = {"max_offsets_per_trigger": found.records // 5 + 1} if FULL else {}
         settings = own.model_copy(update=lake | cut)
         start(spark, settings, resume(spark, settings)).awaitTermination()
         ticks = reader.query(root, "SELECT symbol, trade_epoch, trade_id FROM silver.ticks")
