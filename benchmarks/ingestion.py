@@ -2,8 +2,9 @@
 
 Prints lines of JSON: the processor time of each stage, in us a tick, in a loop of its own; then a simulated venue and
 an ingester as processes: the ingester's processor time a tick with what that makes in ticks/s on one core, and at
-2,000 ticks/s the time from a frame's receipt to Kafka's acknowledgement, and to a consumer, in ms; then how long an
-ingester takes to find 1,000,000 ticks in its spool.
+2,000 ticks/s the time from a frame's receipt to Kafka's acknowledgement (of the oldest of each group that is synced
+together), and to a consumer, in ms; then what an ingester takes that was killed (-9) with 1,000,000 ticks in its spool:
+to find them, to read them, and from its start to its first answer, to the first of them in Kafka, and to the last.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from simulator.market import trades
 
 ASSETS = ["bitcoin", "ethereum"]
 PACE = 2_000
-BACKLOG = 1_000_000
+NOBODY = "127.0.0.1:1"
 
 
 def say(**figures: object) -> None:
@@ -105,27 +106,36 @@ async def stages(settings: Settings, topics: Topics, count: int, folder: Path) -
 
 
 @contextmanager
-def running(settings: Settings, topics: Topics, folder: Path, *market: str) -> Iterator[psutil.Popen]:
-    """A simulated venue, and the ingester that listens to it."""
-    venue = [sys.executable, "-m", "simulator", "--assets", ",".join(ASSETS), *market]
-    with subprocess.Popen(venue, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as source:
+def venue(*market: str) -> Iterator[str]:
+    """A simulated venue; its address."""
+    command = [sys.executable, "-m", "simulator", "--assets", ",".join(ASSETS), *market]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as source:
         assert source.stdout is not None
-        url = json.loads(source.stdout.readline())["url"]
-        given = {
-            "url": url, "assets": ",".join(ASSETS), "spool_dir": folder, "metrics_port": 0,
-            "kafka_bootstrap_servers": settings.kafka_bootstrap_servers, "ticks_topic": topics.ticks,
-            "rejects_topic": topics.rejects, "gaps_topic": topics.gaps, "backfill_max_trades": 0,
-            "kafka_client": settings.kafka_client,
-        }  # fmt: skip
-        flags = [text for name, value in given.items() for text in (flag(name), str(value))]
-        command = [sys.executable, "-m", "ingestion", *flags]
-        with psutil.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
-            try:
-                yield program
-            finally:
+        try:
+            yield json.loads(source.stdout.readline())["url"]
+        finally:
+            source.terminate()
+            source.communicate()
+
+
+@contextmanager
+def ingester(settings: Settings, topics: Topics, folder: Path, url: str) -> Iterator[psutil.Popen]:
+    """An ingester that listens to a venue, with its spool in the folder."""
+    given = {
+        "url": url, "assets": ",".join(ASSETS), "spool_dir": folder, "metrics_port": 0,
+        "kafka_bootstrap_servers": settings.kafka_bootstrap_servers, "ticks_topic": topics.ticks,
+        "rejects_topic": topics.rejects, "gaps_topic": topics.gaps, "backfill_max_trades": 0,
+        "kafka_client": settings.kafka_client,
+    }  # fmt: skip
+    flags = [text for name, value in given.items() for text in (flag(name), str(value))]
+    command = [sys.executable, "-m", "ingestion", *flags]
+    with psutil.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
+        try:
+            yield program
+        finally:
+            if program.poll() is None:
                 program.terminate()
-                program.wait()
-                source.terminate()
+            program.wait()
 
 
 def status(folder: Path) -> dict[str, Any]:
@@ -138,7 +148,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def throughput(settings: Settings, topics: Topics, count: int, folder: Path) -> None:
-    with running(settings, topics, folder, "--speed", "0", "--trades", str(count)) as program:
+    with venue("--speed", "0", "--trades", str(count)) as url, ingester(settings, topics, folder, url) as program:
         first = status(folder)
         before, began = program.cpu_times(), time.monotonic()
         while (last := status(folder))["published"] < count:
@@ -156,7 +166,7 @@ def throughput(settings: Settings, topics: Topics, count: int, folder: Path) -> 
 def latency(settings: Settings, topics: Topics, seconds: int, folder: Path) -> None:
     lags: list[float] = []
     delays: list[float] = []
-    with running(settings, topics, folder, "--rate", str(PACE)):
+    with venue("--rate", str(PACE)) as url, ingester(settings, topics, folder, url):
         status(folder)
         consumer = KafkaConsumer(topics.ticks, bootstrap_servers=settings.kafka_bootstrap_servers)
         until = time.monotonic() + seconds
@@ -171,35 +181,59 @@ def latency(settings: Settings, topics: Topics, seconds: int, folder: Path) -> N
     acknowledged, consumed = quantiles(lags, n=100), quantiles(delays, n=100)
     say(
         figure=f"ms at {PACE}/s", samples=len(delays),
-        durable_to_acknowledged={"p50": round(acknowledged[49], 1), "p99": round(acknowledged[98], 1)},
+        frame_to_acknowledged={"p50": round(acknowledged[49], 1), "p99": round(acknowledged[98], 1)},
         frame_to_consumer={"p50": round(consumed[49], 1), "p99": round(consumed[98], 1)},
     )  # fmt: skip
 
 
-async def recovery(folder: Path) -> None:
-    spool = Spool(folder, 10.0, 1 << 40)
-    writing = asyncio.create_task(spool.run())
-    for number in range(BACKLOG):
-        spool.append("ticks", b"binance:BTCUSDT", b"%-300d" % number, numbered=True)
-        if number % 1_000 == 0:
-            await spool.room()
-    spool.stop()
-    await writing
-    spool.close()
+def recovery(settings: Settings, topics: Topics, count: int, folder: Path) -> None:
+    without_kafka = settings.model_copy(update={"kafka_bootstrap_servers": NOBODY})
+    with (
+        venue("--speed", "0", "--trades", str(count)) as url,
+        ingester(without_kafka, topics, folder, url) as program,
+    ):
+        while status(folder)["received"] < count:
+            time.sleep(0.2)
+        # The last of them become durable.
+        time.sleep(1)
+        memory = status(folder)["memory_bytes"]
+        program.kill()
+        program.wait()
+    opened, read = asyncio.run(reopened(folder))
+    began = time.monotonic()
+    with ingester(settings, topics, folder, f"ws://{NOBODY}/stream"):
+        waiting = status(folder)["undelivered"]
+        answers = time.monotonic() - began
+        while not status(folder)["published"]:
+            time.sleep(0.01)
+        first = time.monotonic() - began
+        while status(folder)["undelivered"]:
+            time.sleep(0.1)
+        last = time.monotonic() - began
+    say(
+        figure=f"recovery after kill -9, {settings.kafka_client}", ticks=waiting, memory_mb=round(memory / 1e6),
+        opened_in=round(opened, 2), read_in=round(read, 2), answers_after=round(answers, 2),
+        first_in_kafka_after=round(first, 2), all_in_kafka_after=round(last, 1),
+    )  # fmt: skip
+
+
+async def reopened(folder: Path) -> tuple[float, float]:
+    """Seconds that opening a spool takes, and reading it."""
     began = time.monotonic()
     spool = Spool(folder, 10.0, 1 << 40)
     opened = time.monotonic() - began
-    assert spool.undelivered == spool.sequence == BACKLOG
     while spool.read():
         pass
-    say(figure="recovery", ticks=BACKLOG, opened_in=round(opened, 3), read_again_in=round(time.monotonic() - began, 2))
+    read = time.monotonic() - began - opened
     spool.close()
+    return opened, read
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "kafka_bootstrap_servers", "kafka_client")
     parser.add_argument("--ticks", type=int, default=200_000, metavar="N", help="default: 200000")
     parser.add_argument("--seconds", type=int, default=20, metavar="N", help="of 2,000 ticks/s (default: 20)")
+    parser.add_argument("--backlog", type=int, default=1_000_000, metavar="N", help="ticks (default: 1000000)")
     settings, given = from_command_line(parser, argv)
     name = uuid.uuid4().hex[:8]
     topics = Topics(f"ticks-{name}", f"rejects-{name}", f"gaps-{name}")
@@ -210,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         asyncio.run(stages(own, topics, given.ticks, Path(folder, "stages")))
         throughput(own, topics, given.ticks, Path(folder, "throughput"))
         latency(own, topics, given.seconds, Path(folder, "latency"))
-        asyncio.run(recovery(Path(folder, "recovery")))
+        recovery(own, topics, given.backlog, Path(folder, "recovery"))
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ class Ingester:
 
         deadline = self._loop.time() + self._settings.stop_seconds
         listening.cancel()
-        if not writing.done():
-            await self._failover.stop(self._settings.stop_seconds)
+        # What nobody makes durable is not read either.
+        await self._failover.stop(0.0 if writing.done() else self._settings.stop_seconds)
         for care in caring:
             care.cancel()
         await asyncio.wait(caring)
@@ -152,12 +152,15 @@ class Ingester:
                 exit_code = REFUSED if isinstance(result, VenueRefused) else LOST
             elif isinstance(result, Exception):
                 raise result
-        self._note_gaps()
-        self._state.save(self._spool.durable_end)
         summary = self._summary()
         if summary["lost"]:
+            # The tracker has seen these, and they must not pass for received: the state stays as it was saved, and the
+            # next start reads from the spool what was kept since.
             log.error("%d messages that were received could not be made durable", summary["lost"])
             exit_code = LOST
+        else:
+            self._note_gaps()
+            self._state.save(self._spool.durable_end)
         if remaining := summary["undelivered"] - summary["lost"]:
             log.warning("%d messages remain in the spool %s; the next start sends them", remaining, self._spool.folder)
         for intake in self._intakes:

@@ -84,10 +84,10 @@ class Delivery:
             self._spool.forget(position + published - sent)
 
     async def drain(self, seconds: float) -> None:
-        """Wait until Kafka has everything that is in the spool, at most so long."""
+        """Wait until Kafka has everything that is durable, at most so long."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        while self._spool.undelivered:
+        while self._spool.delivered < self._spool.durable_end:
             await asyncio.sleep(SETTLE_SECONDS)
             if loop.time() >= until:
                 return

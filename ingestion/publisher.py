@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import confluent_kafka
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.net import KafkaNetClient
 from kafka.partitioner.default import murmur2
 
 from ingestion.errors import DeliveryFailed
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 NEVER_MS = 2**31 - 1
 LINGER_MS = 5
 RECONNECT_MS = 2_000
+CONNECTING_MS = 20.0
 SAY_AGAIN_SECONDS = 10.0
 
 
@@ -54,6 +56,14 @@ class _Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no typ
     def close(self, timeout: float | None = None, null_logger: bool = False) -> None:
         with suppress(KafkaTimeoutError):
             super().close(timeout, null_logger)
+
+
+class _Client(KafkaNetClient):  # type: ignore[misc]  # kafka-python has no types
+    """Waits for a broker that is not ready. Its sender waits so many milliseconds as it is told seconds: it spins."""
+
+    def connection_delay(self, node_id: object) -> float:
+        """In milliseconds, as the sender takes it; some even while a connection is being made."""
+        return max(CONNECTING_MS, 1e3 * float(super().connection_delay(node_id)))
 
 
 class KafkaPublisher(ABC):
@@ -204,6 +214,7 @@ class PurePublisher(KafkaPublisher):
             allow_auto_create_topics=False,
             # After an hour without Kafka, notice within seconds that it is back.
             reconnect_backoff_max_ms=RECONNECT_MS,
+            kafka_client=_Client,
         )
 
     async def _post(self, topic: str, key: bytes, value: bytes, partition: int) -> None:

@@ -27,13 +27,12 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from crc32c import crc32c
 
 from ingestion.errors import SpoolDamaged, SpoolFailed, SpoolInUse
+from ingestion.segment import HEAD_BYTES, Head, Record, Segment, encode, new_segment, parse, read_head, write_durably
 
 log = logging.getLogger(__name__)
 
@@ -46,39 +45,9 @@ MARKS = 4096
 RETRY_SECONDS = 0.5
 SAY_AGAIN_SECONDS = 10.0
 
-# Checksum of the rest; ticks numbered up to and with this record; lengths of topic, key and value, which follow.
-_RECORD = struct.Struct("<IQHHI")
-# Magic, position before the first record, ticks numbered before it, the file's inode, producer, checksum of all that.
-_HEAD = struct.Struct("<8sQQQ16sI")
-_MAGIC = b"TICKS-1\n"
+# Position, and its checksum.
 _CURSOR = struct.Struct("<QI")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-class Record(NamedTuple):
-    """A message on its way to Kafka."""
-
-    topic: str
-    key: bytes
-    value: bytes
-
-
-@dataclass(slots=True)
-class _Segment:
-    path: Path
-    base: int
-    """Position before its first record."""
-    end: int
-    """Position of its last durable record."""
-    size: int
-    """Bytes that are durable."""
-
-
-class _Head(NamedTuple):
-    base: int
-    sequence: int
-    inode: int
-    producer: str
 
 
 class Spool:
@@ -97,7 +66,7 @@ class Spool:
         except BlockingIOError:
             os.close(self._lock)
             raise SpoolInUse(f"another ingester uses the spool {folder}; give this one its own --spool-dir") from None
-        self._segments: deque[_Segment] = deque()
+        self._segments: deque[Segment] = deque()
         self._buffer = bytearray()
         self._writing = 0
         self._stored = 0
@@ -108,10 +77,12 @@ class Spool:
         self._dirty = asyncio.Event()
         self._closing = False
         self._retained: int | None = None
-        # (position, when it became durable), of what Kafka has not acknowledged.
+        self._since = 0.0
+        """When the oldest record in the buffer was taken."""
+        # (position, when the oldest of its group was taken), of what Kafka has not acknowledged.
         self._marks: deque[tuple[int, float]] = deque()
         self.lag_seconds = 0.0
-        """From durable to acknowledged by Kafka, of what was acknowledged last."""
+        """From its receipt to Kafka's acknowledgement, of the oldest in the group that was acknowledged last."""
         self.disk_is_full = False
         self.producer = ""
         self.sequence = 0
@@ -149,7 +120,7 @@ class Spool:
 
     def _recover(self) -> None:
         paths = sorted(self.folder.glob("*.log"))
-        heads = [self._head(path) for path in paths]
+        heads = [read_head(path) for path in paths]
         if paths and heads[-1] is None:
             log.warning("spool: %s was never finished, and held nothing: removed", paths[-1])
             paths.pop().unlink()
@@ -159,7 +130,7 @@ class Spool:
                 raise SpoolDamaged(f"the head of {path} is damaged; move it away to go on without its records")
             if self._segments:
                 self._segments[-1].end = head.base
-            self._segments.append(_Segment(path, head.base, head.base, path.stat().st_size))
+            self._segments.append(Segment(path, head.base, head.base, path.stat().st_size))
         self._cursor = os.open(self.folder / "delivered", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         noted = os.pread(self._cursor, _CURSOR.size, 0)
         self.delivered = self._segments[0].base if self._segments else 0
@@ -178,24 +149,14 @@ class Spool:
             self._marks.append((self.end, time.monotonic()))
             log.info("spool: %d messages of an earlier run are still to be sent", self.undelivered)
 
-    def _head(self, path: Path) -> _Head | None:
-        with path.open("rb") as file:
-            read = file.read(_HEAD.size)
-        if len(read) < _HEAD.size:
-            return None
-        magic, base, sequence, inode, producer, checksum = _HEAD.unpack(read)
-        if magic != _MAGIC or checksum != crc32c(read[:-4]):
-            return None
-        return _Head(base, sequence, inode, producer.decode())
-
-    def _open_last(self, head: _Head) -> None:
+    def _open_last(self, head: Head) -> None:
         """Find the end of the last segment, and cut off what a crash tore."""
         last = self._segments[-1]
         self._file = os.open(last.path, os.O_RDWR | os.O_CLOEXEC)
         self.producer, self.sequence = head.producer, head.sequence
-        offset, position = _HEAD.size, head.base
+        offset, position = HEAD_BYTES, head.base
         while chunk := os.pread(self._file, SEGMENT_BYTES, offset):
-            records, length, sequence = _parse(chunk)
+            records, length, sequence = parse(chunk)
             if not length:
                 break
             offset, position, self.sequence = offset + length, position + len(records), sequence
@@ -224,27 +185,10 @@ class Spool:
             self._segments.pop()
         self._add(self._new_segment(self.end, 0))
 
-    def _new_segment(self, base: int, sequence: int) -> tuple[int, _Segment]:
-        """A file with a head, both durable. Raises OSError; what it began is then found at the next start."""
-        path = self.folder / f"{base:020d}.log"
-        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            inode = os.fstat(file).st_ino
-            head = _HEAD.pack(_MAGIC, base, sequence, inode, self.producer.encode(), 0)[:-4]
-            _write(file, head + crc32c(head).to_bytes(4, "little"), 0)
-            os.fsync(file)
-            directory = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError:
-            os.close(file)
-            path.unlink()
-            raise
-        return file, _Segment(path, base, base, _HEAD.size)
+    def _new_segment(self, base: int, sequence: int) -> tuple[int, Segment]:
+        return new_segment(self.folder, Head(base, sequence, self.producer))
 
-    def _add(self, made: tuple[int, _Segment]) -> None:
+    def _add(self, made: tuple[int, Segment]) -> None:
         if self._file >= 0:
             os.close(self._file)
         self._file, segment = made
@@ -257,9 +201,9 @@ class Spool:
         """Take a record; its position. A numbered one is the producer's next tick, number `sequence` from here on."""
         if numbered:
             self.sequence += 1
-        name = topic.encode()
-        body = _RECORD.pack(0, self.sequence, len(name), len(key), len(value))[4:] + name + key + value
-        self._buffer += crc32c(body).to_bytes(4, "little") + body
+        if not self._buffer:
+            self._since = time.monotonic()
+        self._buffer += encode(self.sequence, topic, key, value)
         self.end += 1
         self._dirty.set()
         return self.end
@@ -297,17 +241,17 @@ class Spool:
                 await asyncio.sleep(max(0.0, self._fsync_seconds - (loop.time() - began)))
 
     async def _commit(self) -> None:
-        group, self._buffer = self._buffer, bytearray()
+        group, since, self._buffer = self._buffer, self._since, bytearray()
         position, sequence = self.end, self.sequence
         self._writing = len(group)
         last = self._segments[-1]
         said = False
         while True:
             try:
-                await asyncio.to_thread(_write_durably, self._file, group, last.size)
+                await asyncio.to_thread(write_durably, self._file, group, last.size)
                 last.size, last.end, self._writing = last.size + len(group), position, 0
                 self._stored += len(group)
-                self._signal(position)
+                self._signal(position, since)
                 break
             except OSError as error:
                 said = await self._wait_for_disk(error, said)
@@ -324,7 +268,7 @@ class Spool:
             log.warning("spool: the disk has room again")
         self._forget_segments()
 
-    async def _make_room(self, last: _Segment) -> _Segment:
+    async def _make_room(self, last: Segment) -> Segment:
         """On a full disk: once Kafka has all of the last segment, begin another, so that this one can go."""
         if last.base < last.end <= self._kept_from:
             # What was written of the group in hand is room for the other's head.
@@ -345,9 +289,9 @@ class Spool:
         await asyncio.sleep(RETRY_SECONDS)
         return True
 
-    def _signal(self, position: int) -> None:
+    def _signal(self, position: int, since: float) -> None:
         self.durable_end = position
-        self._marks.append((position, time.monotonic()))
+        self._marks.append((position, since))
         if len(self._marks) > MARKS:
             self._marks = deque(list(self._marks)[::2])
         self._changed.set()
@@ -395,17 +339,17 @@ class Spool:
             except TimeoutError:
                 return
 
-    def _open(self, segment: _Segment) -> None:
+    def _open(self, segment: Segment) -> None:
         if self._read_file >= 0:
             os.close(self._read_file)
         self._read_file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
         self._read_segment = segment
-        self._offset = _HEAD.size
+        self._offset = HEAD_BYTES
 
     def _read_chunk(self, at_most: int | None = None) -> tuple[list[Record], int, int]:
         left = self._read_segment.size - self._offset
         for size in (min(left, READ_BYTES), left):
-            found = _parse(os.pread(self._read_file, size, self._offset), at_most)
+            found = parse(os.pread(self._read_file, size, self._offset), at_most)
             if found[1]:
                 return found
         raise SpoolDamaged(
@@ -417,7 +361,7 @@ class Spool:
         for segment in tuple(self._segments):
             if segment.end <= position:
                 continue
-            found, _, _ = _parse(segment.path.read_bytes()[_HEAD.size : segment.size])
+            found, _, _ = parse(segment.path.read_bytes()[HEAD_BYTES : segment.size])
             yield from found[max(0, position - segment.base) :]
 
     # Forgetting
@@ -465,34 +409,3 @@ class Spool:
             if file >= 0:
                 os.close(file)
         self._file = self._read_file = self._cursor = self._lock = -1
-
-
-def _write(file: int, data: bytes | bytearray, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _write_durably(file: int, data: bytes | bytearray, offset: int) -> None:
-    _write(file, data, offset)
-    os.fdatasync(file)
-
-
-def _parse(data: bytes, at_most: int | None = None) -> tuple[list[Record], int, int]:
-    """The whole records at the start of `data`, their length in bytes, and the last one's sequence."""
-    records: list[Record] = []
-    view = memoryview(data)
-    size, start, last = len(data), 0, 0
-    head, unpack = _RECORD.size, _RECORD.unpack_from
-    while start + head <= size and (at_most is None or len(records) < at_most):
-        checksum, sequence, topic_length, key_length, value_length = unpack(data, start)
-        topic = start + head
-        key = topic + topic_length
-        value = key + key_length
-        end = value + value_length
-        if end > size or crc32c(view[start + 4 : end]) != checksum:
-            break
-        records.append(Record(str(view[topic:key], "utf-8"), data[key:value], data[value:end]))
-        start, last = end, sequence
-    return records, start, last

@@ -9,19 +9,19 @@ A connection is cut after 24 hours.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 
 from ingestion.feeds import fields
+from ingestion.feeds.subscription import Method, Subscription
 from ingestion.instruments import Instrument
 from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 
 # The market-data-only address: keyless, and open where the trading address is not.
 URL = "wss://data-stream.binance.vision/stream"
 
-# What fits into an address, and into one request.
-STREAMS_IN_URL, STREAMS_IN_REQUEST = 100, 100
+# What fits into an address.
+STREAMS_IN_URL = 100
 
 # Streams that are no trades, as Binance documents them: harmless if a server sends them unasked.
 _OTHER_STREAM = re.compile(
@@ -39,56 +39,35 @@ class Binance:
 
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None) -> None:
         self._base = url or URL
-        # A stream that was left may still send what was under way.
-        self._known: dict[str, Instrument] = {}
-        self._wanted: dict[str, Instrument] = {}
         self._requests = itertools.count(1)
-        self._add(instruments)
+        self._streams = Subscription(instruments, _stream, self._request)
 
     @property
     def url(self) -> str:
-        names = "/".join(list(self._wanted)[:STREAMS_IN_URL])
+        names = "/".join(self._streams.names[:STREAMS_IN_URL])
         return f"{self._base}{'&' if '?' in self._base else '?'}streams={names}"
 
     def opening_frames(self) -> Sequence[str]:
         """The address names the streams; what does not fit in there is subscribed to."""
-        return self._request("SUBSCRIBE", list(self._wanted)[STREAMS_IN_URL:])
+        return self._streams.frames("subscribe", self._streams.names[STREAMS_IN_URL:])
 
     def subscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
-        return self._request("SUBSCRIBE", self._add(instruments))
+        return self._streams.add(instruments)
 
     def unsubscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
-        streams = [_stream(instrument) for instrument in instruments]
-        for stream in streams:
-            self._wanted.pop(stream, None)
-        return self._request("UNSUBSCRIBE", streams)
+        return self._streams.remove(instruments)
 
-    def _add(self, instruments: Sequence[Instrument]) -> list[str]:
-        added = {_stream(instrument): instrument for instrument in instruments}
-        self._known |= added
-        self._wanted |= added
-        return list(added)
-
-    def _request(self, method: str, streams: list[str]) -> list[str]:
-        return [
-            json.dumps(
-                {"method": method, "params": streams[at : at + STREAMS_IN_REQUEST], "id": next(self._requests)},
-                separators=(",", ":"),
-            )
-            for at in range(0, len(streams), STREAMS_IN_REQUEST)
-        ]
+    def _request(self, method: Method, streams: list[str]) -> dict[str, object]:
+        return {"method": method.upper(), "params": streams, "id": next(self._requests)}
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
-        try:
-            message = fields.decode(frame)
-        except ValueError as error:
-            return [Reject(received_ns, self.name, f"not JSON: {error}"[:200], frame)]
-        if not isinstance(message, dict):
-            return [Reject(received_ns, self.name, "not a JSON object", frame)]
+        message = fields.message(self.name, frame, received_ns)
+        if isinstance(message, Reject):
+            return [message]
         stream, trade = message.get("stream"), message.get("data")
         if not isinstance(stream, str) or not isinstance(trade, dict):
             return [self._other(message, frame, received_ns)]
-        instrument = self._known.get(stream)
+        instrument = self._streams.find(stream)
         if instrument is None:
             if _OTHER_STREAM.fullmatch(stream):
                 return [Ignored(stream.partition("@")[2])]

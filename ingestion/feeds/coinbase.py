@@ -11,16 +11,15 @@ heartbeat was seen to be always 0: then it says nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from ingestion.feeds import fields
+from ingestion.feeds.subscription import Method, Subscription
 from ingestion.instruments import Instrument
 from ingestion.ticks import Control, Event, Ignored, Reject
 
 URL = "wss://ws-feed.exchange.coinbase.com"
 CHANNELS = ("matches", "ticker", "heartbeat")
-PRODUCTS_IN_REQUEST = 100
 
 _FIELDS = ("trade_id", "price", "size", "time")
 _OTHER_TYPES = {
@@ -38,32 +37,21 @@ class Coinbase:
 
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None) -> None:
         self.url = url or URL
-        # A product that was left may still send what was under way.
-        self._known: dict[object, Instrument] = {}
-        self._wanted: dict[str, Instrument] = {}
-        self.subscribe(instruments)
+        self._products = Subscription(instruments, lambda instrument: instrument.symbol, _request)
 
     def opening_frames(self) -> Sequence[str]:
-        return _request("subscribe", list(self._wanted))
+        return self._products.frames("subscribe", self._products.names)
 
     def subscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
-        added = {instrument.symbol: instrument for instrument in instruments}
-        self._known.update(added)
-        self._wanted |= added
-        return _request("subscribe", list(added))
+        return self._products.add(instruments)
 
     def unsubscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
-        for instrument in instruments:
-            self._wanted.pop(instrument.symbol, None)
-        return _request("unsubscribe", [instrument.symbol for instrument in instruments])
+        return self._products.remove(instruments)
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
-        try:
-            message = fields.decode(frame)
-        except ValueError as error:
-            return [Reject(received_ns, self.name, f"not JSON: {error}"[:200], frame)]
-        if not isinstance(message, dict):
-            return [Reject(received_ns, self.name, "not a JSON object", frame)]
+        message = fields.message(self.name, frame, received_ns)
+        if isinstance(message, Reject):
+            return [message]
         kind = message.get("type")
         if kind in ("match", "last_match", "ticker", "heartbeat"):
             return [self._of_product(message, frame, received_ns)]
@@ -78,7 +66,7 @@ class Coinbase:
 
     def _of_product(self, message: dict[str, object], frame: bytes, received_ns: int) -> Event:
         product = message.get("product_id")
-        instrument = self._known.get(product) if isinstance(product, str) else None
+        instrument = self._products.find(product)
         if instrument is None:
             return Reject(received_ns, self.name, f"unknown product {fields.shown(product)}", frame)
         if message["type"] in ("match", "last_match"):
@@ -90,9 +78,5 @@ class Coinbase:
         return Control("heartbeat", symbol=instrument.symbol, last_trade_id=latest)
 
 
-def _request(kind: str, products: list[str]) -> list[str]:
-    requests = [
-        {"type": kind, "product_ids": products[at : at + PRODUCTS_IN_REQUEST], "channels": list(CHANNELS)}
-        for at in range(0, len(products), PRODUCTS_IN_REQUEST)
-    ]
-    return [json.dumps(request, separators=(",", ":")) for request in requests]
+def _request(method: Method, products: list[str]) -> dict[str, object]:
+    return {"type": method, "product_ids": products, "channels": list(CHANNELS)}

@@ -55,14 +55,9 @@ class CoinCap:
         return None
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
-        try:
-            prices = fields.decode(frame)
-        except ValueError as error:
-            if _refusal(frame):
-                return [Control("refused", "CoinCap does not accept the key")]
-            return [Reject(received_ns, self.name, f"not JSON: {error}"[:200], frame)]
-        if not isinstance(prices, dict):
-            return [Reject(received_ns, self.name, "not a JSON object", frame)]
+        prices = fields.message(self.name, frame, received_ns)
+        if isinstance(prices, Reject):
+            return [Control("refused", "CoinCap does not accept the key")] if _refusal(frame) else [prices]
         if isinstance(prices.get("error"), str):
             return [Control("error", fields.shown(prices["error"]))]
         return [self._price(slug, price, frame, received_ns) for slug, price in prices.items()]

@@ -37,6 +37,15 @@ def decode(frame: bytes) -> object:
         raise ValueError(str(error)) from None
 
 
+def message(source: str, frame: bytes, received_ns: int) -> dict[str, object] | Reject:
+    """The JSON object that a frame is."""
+    try:
+        decoded = decode(frame)
+    except ValueError as error:
+        return Reject(received_ns, source, f"not JSON: {error}"[:200], frame)
+    return decoded if isinstance(decoded, dict) else Reject(received_ns, source, "not a JSON object", frame)
+
+
 def digits(value: object) -> object:
     """The decimal digits of a number that came as text or bare; a bare one may have an exponent."""
     if type(value) is int:

@@ -11,15 +11,14 @@ does.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 
 from ingestion.feeds import fields
+from ingestion.feeds.subscription import Method, Subscription
 from ingestion.instruments import Instrument
 from ingestion.ticks import Control, Event, Ignored, Reject
 
 URL = "wss://ws.kraken.com/v2"
-SYMBOLS_IN_REQUEST = 100
 
 _FIELDS = ("trade_id", "price", "qty", "timestamp")
 _OTHER_CHANNELS = {"status", "ticker", "book", "level3", "ohlc", "instrument"}
@@ -34,44 +33,26 @@ class Kraken:
 
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None) -> None:
         self.url = url or URL
-        # A pair that was left may still send what was under way.
-        self._known: dict[object, Instrument] = {}
-        self._wanted: dict[str, Instrument] = {}
         self._requests = itertools.count(1)
-        self._add(instruments)
+        self._pairs = Subscription(instruments, lambda instrument: instrument.symbol, self._request)
 
     def opening_frames(self) -> Sequence[str]:
-        return self._request("subscribe", list(self._wanted))
+        return self._pairs.frames("subscribe", self._pairs.names)
 
     def subscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
-        return self._request("subscribe", self._add(instruments))
+        return self._pairs.add(instruments)
 
     def unsubscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
-        for instrument in instruments:
-            self._wanted.pop(instrument.symbol, None)
-        return self._request("unsubscribe", [instrument.symbol for instrument in instruments])
+        return self._pairs.remove(instruments)
 
-    def _add(self, instruments: Sequence[Instrument]) -> list[str]:
-        added = {instrument.symbol: instrument for instrument in instruments}
-        self._known.update(added)
-        self._wanted |= added
-        return list(added)
-
-    def _request(self, method: str, symbols: list[str]) -> list[str]:
-        frames = []
-        for at in range(0, len(symbols), SYMBOLS_IN_REQUEST):
-            params = {"channel": "trade", "symbol": symbols[at : at + SYMBOLS_IN_REQUEST], "snapshot": True}
-            request = {"method": method, "params": params, "req_id": next(self._requests)}
-            frames.append(json.dumps(request, separators=(",", ":")))
-        return frames
+    def _request(self, method: Method, symbols: list[str]) -> dict[str, object]:
+        params = {"channel": "trade", "symbol": symbols, "snapshot": True}
+        return {"method": method, "params": params, "req_id": next(self._requests)}
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
-        try:
-            message = fields.decode(frame)
-        except ValueError as error:
-            return [Reject(received_ns, self.name, f"not JSON: {error}"[:200], frame)]
-        if not isinstance(message, dict):
-            return [Reject(received_ns, self.name, "not a JSON object", frame)]
+        message = fields.message(self.name, frame, received_ns)
+        if isinstance(message, Reject):
+            return [message]
         channel, trades = message.get("channel"), message.get("data")
         if channel == "trade":
             if not isinstance(trades, list):
@@ -90,9 +71,8 @@ class Kraken:
     def _trade(self, trade: object, frame: bytes, received_ns: int) -> Event:
         if not isinstance(trade, dict):
             return Reject(received_ns, self.name, f"a trade is {fields.shown(trade)}", frame)
-        symbol = trade.get("symbol")
-        instrument = self._known.get(symbol) if isinstance(symbol, str) else None
+        instrument = self._pairs.find(trade.get("symbol"))
         if instrument is None:
-            return Reject(received_ns, self.name, f"unknown symbol {fields.shown(symbol)}", frame)
+            return Reject(received_ns, self.name, f"unknown symbol {fields.shown(trade.get('symbol'))}", frame)
         event_ns = fields.utc_ns(trade.get("timestamp"))
         return fields.trade(self.name, instrument, trade, _FIELDS, event_ns, frame, received_ns)

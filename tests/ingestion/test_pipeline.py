@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kafka import KafkaAdminClient
 from websockets.asyncio.server import ServerConnection, serve
@@ -77,6 +80,11 @@ def venue(frames: Sequence[str | bytes]) -> Iterator[str]:
         loop.call_soon_threadsafe(over.set)
         thread.join()
         loop.close()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def frame(trade_id: int, price: str = '"1.50"', symbol: str = "BTCUSDT") -> str:
@@ -237,6 +245,33 @@ def test_a_killed_kafka_delays_ticks_and_neither_loses_nor_repeats_one(
     for messages in found.values():
         ids = [message["trade_id"] for message in messages]
         assert ids == list(range(ids[0], ids[0] + len(ids)))
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_broker_that_says_nothing_costs_no_processor_time(own: Settings, tmp_path: Path, client: str) -> None:
+    """As one that hangs: its port takes connections. What comes meanwhile has the processor for itself."""
+    own = own.model_copy(update={"kafka_client": client})
+    with (
+        simulator(tmp_path, "--rate", "200", "--assets", "bitcoin") as (_, url),
+        ingestion(tmp_path, own, url, "--assets", "bitcoin", "--stop-seconds", "0") as program,
+    ):
+        wait_until(lambda: kafka_count(own, own.ticks_topic) > 200, "some flow")
+        (broker,) = states(own, ["kafka"])
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        try:
+            wait_until(lambda: not listens(own.kafka_port), "the broker is gone")
+            with socket.create_server(("127.0.0.1", own.kafka_port)) as mute:
+                mute.accept()
+                process = psutil.Process(program.process.pid)
+                before = process.cpu_times()
+                time.sleep(5)
+                after = process.cpu_times()
+        finally:
+            services.up(own, ["kafka"])
+        assert program.stop() == 0
+    assert after.user + after.system - before.user - before.system < 1.5
 
 
 @pytest.mark.services

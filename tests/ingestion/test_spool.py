@@ -13,7 +13,8 @@ import pytest
 
 import ingestion.spool
 from ingestion.errors import SpoolDamaged, SpoolInUse
-from ingestion.spool import Record, Spool
+from ingestion.segment import Record, write_durably
+from ingestion.spool import Spool
 
 KEY = b"binance:BTCUSDT"
 
@@ -235,7 +236,7 @@ def test_two_processes_cannot_write_one_spool(tmp_path: Path) -> None:
 def test_a_full_disk_is_waited_for_and_nothing_taken_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of it, on a real full disk, is in tests/faults."""
     monkeypatch.setattr(ingestion.spool, "RETRY_SECONDS", 0.01)
-    write, failures = ingestion.spool._write_durably, 3
+    write, failures = write_durably, 3
 
     def failing(file: int, data: bytes | bytearray, offset: int) -> None:
         nonlocal failures
@@ -245,7 +246,7 @@ def test_a_full_disk_is_waited_for_and_nothing_taken_is_lost(tmp_path: Path, mon
             raise OSError(errno.ENOSPC, "No space left on device")
         write(file, data, offset)
 
-    monkeypatch.setattr(ingestion.spool, "_write_durably", failing)
+    monkeypatch.setattr(ingestion.spool, "write_durably", failing)
 
     async def scenario(spool: Spool) -> None:
         await fill(spool, 1, 200)

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from pyspark.sql import DataFrame, SparkSession
 
-from ingestion.ticks import Tick as IngestedTick
 from lake.ticks import CANONICAL, judged, quarantined, valid_ticks
+from tests.ingestion.test_ticks import TICK as INGESTED
 from tests.oracle import NotATick, Record, Tick, tick_of
 
 TICK: Mapping[str, object] = {
@@ -109,18 +109,8 @@ def test_a_record_is_judged_as_the_oracle_does_in_either_form_of_json(spark: Spa
 
 def test_what_ingestion_writes_takes_the_short_way() -> None:
     """The pattern that saves a second look at the types must fit the ingester's own form, or it saves nothing."""
-    tick = IngestedTick(
-        received_ns=1_723_161_601_000_000_000,
-        asset="bitcoin",
-        price_usd="61685.99000000",
-        quote="USDT",
-        source="binance",
-        symbol="BTCUSDT",
-        event_ns=1_723_161_601_437_000_000,
-        quantity="0.00017000",
-        trade_id=3735693016,
-    )
-    assert re.fullmatch(CANONICAL, tick.to_json("producer", 12).decode())
+    message = INGESTED.to_json("producer", 12).decode()
+    assert re.fullmatch(CANONICAL, message)
     for wrong in ('"trade_id":"1"', '"trade_id":1.5', '"trade_id":01', '"trade_id":true'):
-        text = re.sub(r'"trade_id":\d+', wrong, tick.to_json("producer", 12).decode())
+        text = re.sub(r'"trade_id":\d+', wrong, message)
         assert not re.fullmatch(CANONICAL, text)
