@@ -1,6 +1,7 @@
 """The lake's tables for people, tests and notebooks: DuckDB's SQL over Delta files, without Spark.
 
-Tables are named as in the lake, for example gold.price_1m. A read sees each table as of its newest commit.
+Tables are named as in the lake, for example gold.price_1m; so is the view gold.top_movers. A read sees each table as of
+its newest commit.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
-from lake.tables import TABLES, Table
+from lake.tables import GOLD_PRICE_1M, GOLD_TOP_MOVERS, TABLES, TOP_MOVERS, Table
 
 
 class NoSuchTable(LookupError):
@@ -27,6 +28,7 @@ def open_table(root: str, table: Table) -> DeltaTable:
 
 def query(root: str, sql: str) -> pa.Table:
     """The rows that a SELECT over tables of the lake gives, times in UTC. Raises NoSuchTable."""
+    sql = sql.replace(GOLD_TOP_MOVERS, f"({TOP_MOVERS.format(GOLD_PRICE_1M.qualified_name)})")
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for table in TABLES:

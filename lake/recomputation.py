@@ -67,16 +67,15 @@ def period_of(begin: datetime | None, end: datetime | None) -> Period:
 
 def batch_of(log: TableLog, limit: int | None = None) -> tuple[int, int]:
     """(the newest version of a table that is of no later micro-batch than `limit`, its micro-batch or -1)."""
-    version = log.begin().version
-    while version > 0:
+    found = log.begin().version
+    for version in range(found, -1, -1):
         batch = log.metadata(version).get("batch")
         if batch is None:
-            version -= 1
-        elif limit is None or batch <= limit:
-            return version, batch
-        else:
-            version -= 1
-    return version, -1
+            continue
+        if limit is None or batch <= limit:
+            return found, batch
+        found = version - 1
+    return max(0, found), -1
 
 
 def gold_rows(silver: Silver, rules: GoldRules, period: Period, at: datetime) -> Iterator[tuple[Table, Row]]:

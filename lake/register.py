@@ -18,7 +18,7 @@ from thrift.transport.TTransport import TTransportException
 
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.reader import NoSuchTable, open_table
-from lake.tables import TABLES, Table
+from lake.tables import GOLD_PRICE_1M, GOLD_TOP_MOVERS, TABLES, TOP_MOVERS, Table
 
 # Of a database: the lake that it was registered for.
 ROOT_PROPERTY = "tickhouse.root"
@@ -57,6 +57,8 @@ def register(cursor: Cursor, root: str, tables: Sequence[Table]) -> None:
         cursor.execute(f"CREATE DATABASE IF NOT EXISTS {database} WITH DBPROPERTIES ('{ROOT_PROPERTY}' = '{root}')")
     for table in tables:
         cursor.execute(f"CREATE TABLE IF NOT EXISTS {table.qualified_name} USING delta LOCATION '{table.path(root)}'")
+    if GOLD_PRICE_1M in tables:
+        cursor.execute(f"CREATE OR REPLACE VIEW {GOLD_TOP_MOVERS} AS {TOP_MOVERS.format(GOLD_PRICE_1M.qualified_name)}")
 
 
 def _roots(cursor: Cursor, wanted: set[str]) -> dict[str, str | None]:

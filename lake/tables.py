@@ -310,6 +310,16 @@ QUALITY_RESULTS = Table(
     ),
 )
 
+# gold.top_movers, a view: the assets of each minute by how much they moved. {} stands for gold.price_1m.
+GOLD_TOP_MOVERS = "gold.top_movers"
+TOP_MOVERS = """
+SELECT window_start,
+       CAST(row_number() OVER (PARTITION BY window_start ORDER BY abs(change_pct) DESC, source, asset) AS INT) AS rank,
+       source, asset, change_pct
+FROM (
+    SELECT window_start, source, asset, 100 * (CAST(close AS DOUBLE) / CAST(open AS DOUBLE) - 1) AS change_pct FROM {}
+)
+"""
 GOLD = (*GOLD_PRICES, GOLD_ROLLING_PRICE, GOLD_CURRENT_PRICE, GOLD_ALERTS)
 TABLES = (
     BRONZE_TICKS,

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from conf.settings import Settings
 from lake.gaps import UNREPORTED
@@ -29,6 +29,7 @@ from lake.tables import (
 )
 from lake.writer import LakeWriter
 from streaming.ticks import CheckpointError, resume
+from tests.micro_batches import checkpoint_of, frame, stored
 from tests.oracle import Record, Row, differences, lake_of, missing_ids
 
 TIME = datetime(2024, 8, 9, tzinfo=UTC)
@@ -58,21 +59,6 @@ def message(chance: random.Random, number: int) -> bytes:
     else:
         tick |= {"producer": "p", "sequence": trade_id}
     return b"{" if number % 10 == 3 else json.dumps(tick, separators=(",", ":")).encode()
-
-
-def frame(spark: SparkSession, records: list[Record]) -> DataFrame:
-    return spark.createDataFrame(
-        [
-            (None, None if r.value is None else bytearray(r.value), r.topic, r.partition, r.offset, r.kafka_timestamp)
-            for r in records
-        ],
-        "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, timestamp TIMESTAMP",
-    )
-
-
-def checkpoint_of(folder: Path, query: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "metadata").write_text(json.dumps({"id": query}))
 
 
 def test_a_crash_after_any_write_loses_and_doubles_nothing(
@@ -152,24 +138,6 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
     }
     assert ("BTCUSDT", "unfillable", "the venue forgets") in reasons
     assert ("ETHUSDT", "open", UNREPORTED) in reasons
-
-
-def stored(spark: SparkSession, root: str, table: Table) -> dict[Hashable, Mapping[str, object]]:
-    found: dict[Hashable, Mapping[str, object]] = {}
-    rows = spark.read.format("delta").load(table.path(root)).collect()
-    for row in rows:
-        values = {
-            name: value.replace(tzinfo=UTC)
-            if isinstance(value, datetime)
-            else bytes(value)
-            if isinstance(value, bytearray)
-            else value
-            for name, value in row.asDict().items()
-        }
-        key = tuple(values[name] for name in table.key)
-        found[key[0] if len(key) == 1 else key] = values
-    assert len(found) == len(rows), f"{table.qualified_name} has a key twice"
-    return found
 
 
 def test_the_tables_of_another_checkpoint_are_refused(spark: SparkSession, tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""The proof: it holds for what the stream wrote, names each kind of damage, and repairs what bronze allows."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime
+
+import pytest
+from pyspark.sql import SparkSession
+
+from batch.prove import Check, prove
+from conf.settings import Settings
+from lake.recomputation import ALWAYS
+from lake.tables import (
+    BRONZE_TICKS,
+    GOLD_ALERTS,
+    GOLD_PRICE_1H,
+    GOLD_PRICE_1M,
+    GOLD_ROLLING_PRICE,
+    SILVER_GAPS,
+    SILVER_QUARANTINE,
+    SILVER_TICKS,
+    Table,
+)
+from tests.micro_batches import lake_in, market, write
+from tests.oracle import Record, lake_of
+
+
+@pytest.fixture(scope="module")
+def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = lake_in(tmp_path_factory.mktemp("proof"), spark)
+    values = market(random.Random(3))
+    # One trade in a hundred never comes, and one record in a hundred is no tick.
+    kept = [value for at, value in enumerate(values) if at % 100 != 50]
+    values = [b"{" if at % 100 == 70 else value for at, value in enumerate(kept)]
+    half = len(values) // 2
+    values[half:half] = values[half - 20 : half]
+    records = [Record("ticks", 0, number, None, value) for number, value in enumerate(values)]
+    assert lake_of(records).alerts
+    write(spark, settings, [records[:half], records[half:]])
+    return settings
+
+
+def broken(checks: list[Check]) -> dict[tuple[str, str], Check]:
+    return {(check.table.qualified_name, check.name): check for check in checks if check.wrong}
+
+
+def test_what_the_stream_wrote_holds(spark: SparkSession, lake: Settings) -> None:
+    checks = prove(spark, lake, ALWAYS)
+    assert broken(checks) == {}
+    assert len(checks) > 15
+
+
+def change(spark: SparkSession, settings: Settings, table: Table, sql: str) -> None:
+    """Run a statement on a table, {} in which is its name."""
+    name = f"delta.`{table.path(settings.lake_root)}`"
+    if table.properties.get("delta.appendOnly"):
+        spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('delta.appendOnly' = 'false')")
+    spark.sql(sql.replace("{}", name))
+
+
+def last(spark: SparkSession, settings: Settings, table: Table, column: str) -> str:
+    """The highest value of a column, as a literal of SQL."""
+    row = spark.read.format("delta").load(table.path(settings.lake_root)).agg({column: "max"}).first()
+    assert row is not None
+    return f"TIMESTAMP'{row[0]}'" if isinstance(row[0], datetime) else str(row[0])
+
+
+def test_each_kind_of_damage_is_named_and_repaired_where_bronze_allows_it(spark: SparkSession, lake: Settings) -> None:
+    path = SILVER_TICKS.path(lake.lake_root)
+    silver = spark.read.format("delta").load(path).orderBy("kafka_offset").limit(60).collect()
+    lost, doubled = silver[10]["event_id"], silver[20]["event_id"]
+    change(spark, lake, BRONZE_TICKS, "DELETE FROM {} WHERE offset = 40")
+    change(spark, lake, SILVER_TICKS, f"DELETE FROM {{}} WHERE event_id = '{lost}'")
+    change(spark, lake, SILVER_TICKS, f"INSERT INTO {{}} SELECT * FROM {{}} WHERE event_id = '{doubled}'")
+    change(
+        spark,
+        lake,
+        SILVER_QUARANTINE,
+        f"DELETE FROM {{}} WHERE offset = {last(spark, lake, SILVER_QUARANTINE, 'offset')}",
+    )
+    minutes = spark.read.format("delta").load(GOLD_PRICE_1M.path(lake.lake_root)).orderBy("window_start").collect()
+    keys = [
+        f"source = '{row['source']}' AND asset = '{row['asset']}' AND window_start = TIMESTAMP'{row['window_start']}'"
+        for row in minutes[-6:]
+    ]
+    change(spark, lake, GOLD_PRICE_1M, f"UPDATE {{}} SET average = average + 0.000000000001 WHERE {keys[0]}")
+    change(spark, lake, GOLD_PRICE_1M, f"UPDATE {{}} SET open = open * 2 WHERE {keys[1]}")
+    change(spark, lake, GOLD_PRICE_1M, f"DELETE FROM {{}} WHERE {keys[2]}")
+    shifted = "last_event_time = last_event_time + INTERVAL 1 MICROSECOND"
+    change(spark, lake, GOLD_PRICE_1M, f"UPDATE {{}} SET {shifted} WHERE {keys[3]}")
+    change(spark, lake, GOLD_PRICE_1H, "UPDATE {} SET tick_count = tick_count + 1")
+    change(
+        spark,
+        lake,
+        GOLD_ROLLING_PRICE,
+        f"DELETE FROM {{}} WHERE as_of = {last(spark, lake, GOLD_ROLLING_PRICE, 'as_of')}",
+    )
+    change(
+        spark, lake, GOLD_ALERTS, f"DELETE FROM {{}} WHERE opened_at = {last(spark, lake, GOLD_ALERTS, 'opened_at')}"
+    )
+    change(
+        *(spark, lake, SILVER_GAPS),
+        "INSERT INTO {} VALUES ('a:X:0:5', 'a', 'X', 0, 5, 6, NULL, now(), 'open', 'false', NULL, NULL)",
+    )
+
+    found = broken(prove(spark, lake, ALWAYS, repair=True))
+    everything = "it is what all ticks together give"
+    assert found["bronze.ticks", "Kafka's offsets are contiguous in each partition"].told == [
+        "topic=ticks, partition=0, first_missing=40, last_missing=40"
+    ]
+    assert lost in str(found["silver.ticks", "the tick of each valid record is there"])
+    assert doubled in str(found["silver.ticks", "each tick is there once"])
+    assert found["silver.quarantine", "each record that breaks a rule is there, with the rule"].wrong == 1
+    wrong_minutes = str(found["gold.price_1m", everything])
+    assert found["gold.price_1m", everything].wrong >= 4
+    for part in ("average is", "open is", "is missing", "last_event_time is"):
+        assert part in wrong_minutes
+    assert "tick_count is" in str(found["gold.price_1h", everything])
+    assert found["gold.rolling_price", everything].wrong >= 1
+    assert "is missing" in str(found["gold.alerts", everything])
+    assert "a:X:0: (5, 6)" in str(found["silver.gaps", "only missing trade ids are"])
+
+    again = broken(prove(spark, lake, ALWAYS))
+    assert {table for table, _ in again} == {"bronze.ticks", "silver.ticks", "silver.quarantine", "silver.gaps"}
