@@ -1,0 +1,197 @@
+"""Raise alerts from Kafka's topic of ticks: to topic `alerts`, and as a line of JSON each to standard output.
+
+    python -m alerting
+
+The rule is that of gold.alerts (lake/alerts.py), tick by tick as they come, so an alert is out within milliseconds and
+waits for no table. gold.alerts is the exact account: a tick that comes after later ones of its pair is put right there,
+and passed over here. A row is sent when an episode opens and when it closes, at least once, under the same alert_id.
+
+It reads on where it has committed, after looking back LOOK_BACK_SECONDS to know what is open.
+
+Exit codes: 0 ended by SIGINT or SIGTERM, 2 a wrong setting.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from alerting.ticks import NotATick, Told, read
+from conf.logs import set_up_logging
+from conf.settings import Settings, arguments, from_command_line
+from lake.alerts import Alert, Episodes, Rule
+from lake.rules import gold_rules
+from lake.summaries import Pair, to_time
+
+logger = logging.getLogger("alerting")
+
+LOOK_BACK_SECONDS = 600
+POLL_MS = 50
+
+
+@dataclass
+class Watch:
+    """The episodes of every pair that comes by."""
+
+    rule: Rule
+    symbols: dict[str, str] = field(default_factory=dict)
+    late: int = 0
+    _episodes: dict[Pair, tuple[Episodes, int]] = field(default_factory=dict)
+
+    def add(self, told: Told) -> Alert | None:
+        """The episode that the tick opens or closes, if it does."""
+        if self.symbols.get(":".join(told.pair), told.symbol) != told.symbol:
+            return None
+        episodes, newest = self._episodes.get(told.pair) or (Episodes(told.pair, self.rule), told.tick.time)
+        if told.tick.time < newest:
+            self.late += 1
+            return None
+        self._episodes[told.pair] = (episodes, told.tick.time)
+        was_open = episodes.open is not None
+        changed = episodes.add(told.tick)
+        return changed if changed and (not was_open or changed.closed_at is not None) else None
+
+
+def message(alert: Alert, rule: Rule, now: datetime) -> bytes:
+    """The row of gold.alerts as JSON."""
+
+    def told(micros: int | None) -> str | None:
+        return None if micros is None else to_time(micros).isoformat(timespec="microseconds")
+
+    row = {
+        "alert_id": alert.alert_id,
+        "source": alert.source,
+        "asset": alert.asset,
+        "direction": alert.direction,
+        "threshold_pct": float(rule.threshold_pct),
+        "window_seconds": rule.window_seconds,
+        "opened_at": told(alert.opened_at),
+        "reference_price": f"{alert.reference_price:f}",
+        "reference_time": told(alert.reference_time),
+        "trigger_price": f"{alert.trigger_price:f}",
+        "peak_change_pct": alert.peak_change_pct,
+        "closed_at": told(alert.closed_at),
+        "updated_at": now.isoformat(timespec="microseconds"),
+    }
+    return json.dumps(row, separators=(",", ":")).encode()
+
+
+def resume(consumer: KafkaConsumer, topic: str, stop: threading.Event) -> dict[TopicPartition, int]:
+    """Begin a while before what is committed; of each partition the offset from which on what is found counts."""
+    while not (numbers := consumer.partitions_for_topic(topic)):
+        logger.info("waiting for topic %s", topic)
+        if stop.wait(1):
+            return {}
+    partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+    consumer.assign(partitions)
+    ends = consumer.end_offsets(partitions)
+    since = int((time.time() - LOOK_BACK_SECONDS) * 1000)
+    earlier = consumer.offsets_for_times(dict.fromkeys(partitions, since))
+    resumes = {}
+    for partition in partitions:
+        committed = consumer.committed(partition)
+        # What happened before the first start is in gold.alerts; nobody wants to be woken by it.
+        resumes[partition] = ends[partition] if committed is None else committed
+        found = earlier.get(partition)
+        begin = min(resumes[partition], found.offset if found else ends[partition])
+        consumer.seek(partition, begin)
+        logger.info("partition %d: reads on at %d, looks back to %d", partition.partition, resumes[partition], begin)
+    return resumes
+
+
+def create_topic(settings: Settings) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        options = {"num_partitions": settings.kafka_partitions, "replication_factor": 1}
+        admin.create_topics({settings.alerts_topic: options})
+    except TopicAlreadyExistsError:
+        pass
+    finally:
+        admin.close()
+
+
+def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> None:
+    """Until told to stop. Raises KafkaError when Kafka goes away."""
+    rules = gold_rules(settings)
+    state = Watch(rules.alerts, dict(rules.symbols))
+    create_topic(settings)
+    servers = settings.kafka_bootstrap_servers
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers,
+        group_id=f"{settings.alerts_topic}-of-{settings.ticks_topic}",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=POLL_MS,
+        reconnect_backoff_max_ms=2_000,
+    )
+    producer = KafkaProducer(bootstrap_servers=servers, acks="all", enable_idempotence=True)
+    try:
+        resumes = resume(consumer, settings.ticks_topic, stop)
+        logger.info("watching topic %s for topic %s", settings.ticks_topic, settings.alerts_topic)
+        committed_at = 0.0
+        while not stop.is_set():
+            sent = []
+            for partition, records in consumer.poll(timeout_ms=POLL_MS).items():
+                for record in records:
+                    alert = _alert_in(record, state, settings.future_tolerance_seconds)
+                    if alert is None or record.offset < resumes[partition]:
+                        continue
+                    value = message(alert, rules.alerts, datetime.now(UTC))
+                    tell(value.decode())
+                    if time.time() - alert.opened_at / 1e6 <= settings.alert_stale_seconds or alert.closed_at:
+                        key = ":".join(alert.pair).encode()
+                        sent.append(producer.send(settings.alerts_topic, value, key=key))
+            for future in sent:
+                future.get(timeout=30)
+            if sent or time.monotonic() - committed_at > 5:
+                # Not before what is looked back at has been passed.
+                if all(consumer.position(partition) >= offset for partition, offset in resumes.items()):
+                    consumer.commit()
+                committed_at = time.monotonic()
+    finally:
+        producer.close()
+        consumer.close(autocommit=False)
+
+
+def _alert_in(record: Any, state: Watch, tolerance: float) -> Alert | None:
+    try:
+        told = read(record.value, f"{record.topic}:{record.partition}:{record.offset}", tolerance)
+    except NotATick:
+        return None
+    return state.add(told)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(
+        __doc__,
+        *("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "gold_symbols", "future_tolerance_seconds"),
+        *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds", "alert_stale_seconds", "log_format"),
+    )
+    parser.prog = "python -m alerting"
+    settings, _ = from_command_line(parser, argv)
+    set_up_logging(settings.log_format)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.is_set():
+        try:
+            watch(settings, stop, lambda line: print(line, flush=True))
+        except KafkaError as error:
+            logger.warning("Kafka at %s: %r; trying again", settings.kafka_bootstrap_servers, error)
+            stop.wait(2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
