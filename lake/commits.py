@@ -71,6 +71,12 @@ class TableLog:
                 return dict(json.loads(told)) if told.startswith("{") else {}
         return {}
 
+    def property(self, name: str) -> str | None:
+        """A property of the table."""
+        found = self._log.update(False, self._names.option.empty(), self._names.option.empty()).metadata()
+        value = found.configuration().get(name)
+        return str(value.get()) if value.isDefined() else None
+
     def begin(self) -> Transaction:
         """A transaction on the newest version."""
         # Of the calling thread; Delta asks for it when it writes a checkpoint of the log.

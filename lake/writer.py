@@ -39,7 +39,7 @@ class Changed(RuntimeError):
     """Maintenance has changed the files of a table since its rows were read: read them again."""
 
 
-def create_table(spark: SparkSession, table: Table, root: str) -> None:
+def create_table(spark: SparkSession, table: Table, root: str, properties: Mapping[str, str] | None = None) -> None:
     """Create the table under root if it is absent, with its comments, partitions and properties."""
     if DeltaTable.isDeltaTable(spark, table.path(root)):
         return
@@ -50,7 +50,7 @@ def create_table(spark: SparkSession, table: Table, root: str) -> None:
         builder = builder.partitionedBy(*table.partitioned_by)
     if table.statistics:
         builder = builder.property("delta.dataSkippingStatsColumns", ",".join(table.statistics))
-    for name, value in table.properties.items():
+    for name, value in {**table.properties, **(properties or {})}.items():
         builder = builder.property(name, value)
     builder.property("tickhouse.key", ",".join(table.key)).execute()
 
@@ -110,9 +110,24 @@ class LakeWriter:
                 return metadata
         return {}
 
+    def empty(self, table: Table) -> None:
+        """Remove all rows, and forget which micro-batches the table had. Raises Fenced."""
+        transaction = self._begin(table)
+        self._finish(table, transaction, [], transaction.files(), {"batch": -1})
+        self._tables[table.qualified_name].files = {}
+
+    def forget(self, table: Table) -> None:
+        """Keep the rows, and what was kept with the last micro-batch, but not which one that was. Raises Fenced."""
+        kept = {name: value for name, value in self.metadata(table).items() if name not in ("query", "epoch")}
+        self._finish(table, self._begin(table), [], [], {**kept, "batch": -1})
+
     def batch(self, table: Table) -> int:
         """The last micro-batch that the table has; -1 if none."""
         return self._tables[table.qualified_name].batch
+
+    def property(self, table: Table, name: str) -> str | None:
+        """A property of the table."""
+        return self._tables[table.qualified_name].log.property(name)
 
     def metadata(self, table: Table) -> dict[str, Any]:
         """What was kept with the table's last micro-batch, `query` among it; empty if it has none."""

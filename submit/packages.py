@@ -23,7 +23,7 @@ from conf.settings import PROJECT
 SHIPPED = PROJECT / ".tickhouse" / "ship"
 # What the jobs of a folder import; what those need in turn is found out.
 IMPORTED = {
-    "streaming": ("pydantic", "delta-spark", "hdfs", "pyarrow"),
+    "streaming": ("pydantic", "delta-spark", "hdfs", "kafka-python", "pyarrow"),
     "batch": ("pydantic", "delta-spark", "hdfs", "pyarrow", "great-expectations"),
 }
 SHIPPED_BY_SPARK = {"pyspark", "py4j"}

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
 from lake.tables import Table
-from streaming.ticks import Lakehouse, resume
+from streaming.lakehouse import Lakehouse, resume
 from tests.oracle import Record
 
 START = datetime(2024, 8, 9, 23, 50, tzinfo=UTC)

@@ -23,7 +23,8 @@ from ingestion.instruments import INSTRUMENTS
 from lake import reader
 from lake.tables import SILVER_QUARANTINE
 from simulator.market import trades
-from streaming.ticks import resume, start
+from streaming.lakehouse import resume
+from streaming.ticks import start
 from tests.programs import Program, kafka_count, kafka_records
 
 FULL = os.environ.get("TICKHOUSE_FAULTS") == "full"

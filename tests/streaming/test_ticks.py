@@ -28,7 +28,7 @@ from lake.tables import (
     Table,
 )
 from lake.writer import LakeWriter
-from streaming.ticks import CheckpointError, resume
+from streaming.lakehouse import CheckpointError, resume
 from tests.micro_batches import checkpoint_of, frame, stored
 from tests.oracle import Record, Row, differences, lake_of, missing_ids
 

@@ -1,0 +1,223 @@
+"""A micro-batch into every table, and what is kept between micro-batches."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from pyspark import inheritable_thread_target
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from conf.settings import Settings
+from lake.gaps import Gap, frame, newest, reconciled, unfilled
+from lake.gold import Batch, Gold
+from lake.intervals import holes
+from lake.rules import PROPERTY, deciding, differences, gold_rules
+from lake.seen import Found, Seen, overview, strays, summary
+from lake.summaries import EPOCH
+from lake.tables import (
+    BRONZE_TICKS,
+    GOLD,
+    SILVER_GAPS,
+    SILVER_QUARANTINE,
+    SILVER_TICKS,
+    TABLES,
+)
+from lake.ticks import bronze, gold_time, judged, quarantined, sorted_out, valid_ticks
+from lake.writer import Fenced, LakeWriter, create_table
+
+logger = logging.getLogger(__name__)
+
+STREAMED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, SILVER_GAPS, *GOLD)
+
+
+class CheckpointError(RuntimeError):
+    """The lake's tables were written from another checkpoint than the one given."""
+
+
+class SettingsChanged(RuntimeError):
+    """The lake's tables were made by other settings."""
+
+
+@dataclass
+class Lakehouse:
+    """The state between micro-batches: the lake's writer, what silver has seen, and gold's."""
+
+    spark: SparkSession
+    settings: Settings
+    writer: LakeWriter
+    gold: Gold
+    # Its records come from bronze.
+    rebuilding: bool = False
+    seen: Seen = field(default_factory=Seen)
+    # The rows of silver.gaps that are not filled, by gap_id.
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    # Reports of numbers above the newest that silver has seen of their instrument: they count once it has.
+    early: list[Gap] = field(default_factory=list)
+    # When the last micro-batch began: the next one began later, whatever the clock says.
+    began: datetime = EPOCH
+    idle: threading.Event = field(default_factory=threading.Event)
+    last: Batch | None = None
+    # What ended the query, where another writer did: Spark hands on only its text.
+    fenced: Fenced | None = None
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def write_batch(self, records: DataFrame, batch: int) -> None:
+        """One micro-batch of Kafka records into every table."""
+        self.idle.clear()
+        try:
+            query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
+            assert query, "a micro-batch knows its query"
+            self._write(records, query, batch)
+        except Fenced as error:
+            self.fenced = error
+            raise
+        finally:
+            self.idle.set()
+
+    def _write(self, records: DataFrame, query: str, number: int) -> None:
+        started = time.monotonic()
+        lake, settings = self.writer, self.settings
+        batch = Batch(query, number, max(datetime.now(UTC), self.began + timedelta(microseconds=1)))
+        at, told = batch.at, {"query": query, "batch": number}
+        checked = judged(records, settings.rejects_topic, settings.gaps_topic).persist()
+        with ThreadPoolExecutor(8) as threads:
+
+            def start(step: Callable[..., None], *args: object, **options: object) -> Future[None]:
+                running.append(threads.submit(inheritable_thread_target(self.spark)(partial(step, *args, **options))))
+                return running[-1]
+
+            running: list[Future[None]] = []
+            if not self.rebuilding:
+                start(lake.append, bronze(records, at), BRONZE_TICKS, **told)
+            valid = valid_ticks(checked, settings.gaps_topic, settings.future_tolerance_seconds)
+            kinds = sorted_out(checked, settings.gaps_topic, settings.future_tolerance_seconds)
+            told_of = overview(kinds, settings.gold_symbols).collect()
+            replayed = number <= lake.batch(SILVER_TICKS)
+            found = None if replayed else self.seen.only_new(told_of)
+            if found:
+                ticks = valid.withColumn("is_late", F.lit(False))
+            else:
+                ticks = self._first_of(valid, replayed).persist()
+                found = Found().add(summary(ticks, settings.gold_symbols).collect())
+            strange = {row.kind for row in told_of} - {"tick"}
+            if strange:
+                found.add(strays(checked, settings.gaps_topic).collect())
+            seen = self.seen.with_found(found)
+            changed, early = self._gaps(found, seen, at)
+            state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
+            silver = start(lake.append, ticks, SILVER_TICKS, **told, **state)
+            if changed:
+                start(lake.fold, frame(self.spark, changed), SILVER_GAPS, **told, spans=[0], folded=newest)
+            buckets = found.buckets
+            dirty = self.gold.take(buckets, counted=replayed)
+            start(self.gold.prices, buckets, batch)
+            start(self.gold.rolling, dirty, batch, silver.result)
+            start(self.gold.current, buckets, batch, silver.result)
+            start(self.gold.alerts, dirty, batch, silver.result)
+            if "bad" in strange:
+                start(lake.append, quarantined(checked, at), SILVER_QUARANTINE, **told)
+            for step in running:
+                step.result()
+        self.gold.roll_up(batch)
+        self.seen, self.early, self.began, self.last = seen, early, at, batch
+        self.gaps = unfilled([*self.gaps.values(), *changed])
+        for cached in (ticks, checked):
+            cached.unpersist()
+        logger.info("batch %d: %.2f s", number, time.monotonic() - started)
+
+    def finish(self) -> None:
+        """After the last micro-batch: the longer windows as of now."""
+        if self.last:
+            self.gold.roll_up(self.last, at_once=True)
+
+    def _gaps(self, found: Found, seen: Seen, at: datetime) -> tuple[list[Gap], list[Gap]]:
+        """(rows of silver.gaps that change, reports that are early)."""
+        said = [*self.early, *found.reports]
+        early = [
+            gap
+            for gap in said
+            if gap.interval and gap.status != "filled" and gap.interval[1] > seen.highest(gap.instrument)
+        ]
+        instruments = found.instruments | {gap.instrument for gap in said if gap.interval}
+        missing = {
+            instrument: holes(seen.instruments.get(instrument, ()), seen.rejected.get(instrument, ()))
+            for instrument in instruments
+        }
+        return reconciled(self.gaps, missing, said, at), early
+
+    def _first_of(self, valid: DataFrame, replayed: bool) -> DataFrame:
+        """The ticks that silver does not have yet, each once; of a replayed micro-batch, those that it has by it."""
+        if not replayed:
+            return self.seen.first_deliveries(valid, gold_time())
+        silver = self.spark.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
+        return silver.join(valid, ["kafka_partition", "kafka_offset"], "left_semi")
+
+
+def checkpoint_query(spark: SparkSession, location: str) -> str | None:
+    """The id of the query whose checkpoint is at location, or None if there is none."""
+    try:
+        rows = spark.read.text(f"{location}/metadata").select(F.get_json_object("value", "$.id").alias("id")).collect()
+    except AnalysisException as error:
+        if error.getCondition() != "PATH_NOT_FOUND":
+            raise
+        return None
+    return str(rows[0]["id"]) if rows else None
+
+
+def opened(spark: SparkSession, settings: Settings) -> LakeWriter:
+    """The lake's writer, with tables that are absent created. It has not claimed the lake yet."""
+    for table in TABLES:
+        made_by = {PROPERTY: deciding(settings)} if table == SILVER_TICKS else {}
+        create_table(spark, table, settings.lake_root, made_by)
+    return LakeWriter(spark, settings.lake_root, STREAMED)
+
+
+def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
+    """Open the lake for writing, with tables that are absent created, and take up what the last micro-batch left.
+
+    Raises CheckpointError if the tables were written by the query of another checkpoint, SettingsChanged if by other
+    settings of those that decide what they hold.
+    """
+    lake = opened(spark, settings)
+    made_by = lake.property(SILVER_TICKS, PROPERTY)
+    if made_by and (others := differences(made_by, settings)):
+        raise SettingsChanged(
+            f"the tables in {settings.lake_root} were made by other settings ({'; '.join(others)}): give those back, "
+            "or let --rebuild make silver and gold anew from bronze, or use another lake_root."
+        )
+    written_by = {str(query) for table in STREAMED if (query := lake.metadata(table).get("query"))}
+    if written_by and written_by != {checkpoint_query(spark, settings.checkpoint_location)}:
+        raise CheckpointError(
+            f"the tables in {settings.lake_root} were written from another checkpoint than "
+            f"{settings.checkpoint_location}: going on would write records twice. "
+            "Give back that checkpoint (setting checkpoint); or, where it is lost, let --rebuild make silver and gold "
+            "anew from bronze and go on from there; or use another lake_root."
+        )
+    return lakehouse(spark, settings, lake)
+
+
+def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter) -> Lakehouse:
+    """Claim the lake, and take up what the last micro-batch left."""
+    lake.claim()
+    kept = lake.metadata(SILVER_TICKS)
+    seen = Seen.from_json(kept["seen"]) if "seen" in kept else Seen()
+    gaps = spark.read.format("delta").load(SILVER_GAPS.path(settings.lake_root)).where(F.col("status") != "filled")
+    return Lakehouse(
+        *(spark, settings, lake),
+        gold=Gold(spark, settings.lake_root, lake, gold_rules(settings), seen.minutes),
+        seen=seen,
+        gaps=unfilled(Gap(*row) for row in gaps.select(*SILVER_GAPS.column_names).collect()),
+        early=[Gap.from_json(gap) for gap in kept.get("early", [])],
+        began=datetime.fromisoformat(kept["at"]) if "at" in kept else EPOCH,
+    )

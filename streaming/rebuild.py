@@ -1,0 +1,112 @@
+"""Silver and gold anew from bronze: when a checkpoint is lost, or a setting has changed that decides what they hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+
+from kafka import KafkaConsumer, TopicPartition
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+
+from conf.settings import Settings
+from lake.rules import PROPERTY, deciding
+from lake.tables import (
+    BRONZE_TICKS,
+    SILVER_QUARANTINE,
+    SILVER_TICKS,
+)
+from streaming.lakehouse import STREAMED, lakehouse, opened
+
+logger = logging.getLogger(__name__)
+
+
+def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]]:
+    """Make silver and gold anew from bronze; of each topic and partition, the offset after bronze's last.
+
+    The checkpoint, if there is one, is put aside. If this ends half-way, it is to be run again. Raises Expired.
+    """
+    lake = opened(spark, settings)
+    records = spark.read.format("delta").load(BRONZE_TICKS.path(settings.lake_root))
+    follows = following(settings, records)
+    lake.claim()
+    for table in (SILVER_TICKS, SILVER_QUARANTINE):
+        name = f"delta.`{table.path(settings.lake_root)}`"
+        spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('delta.appendOnly' = 'false')")
+    for table in STREAMED:
+        if table != BRONZE_TICKS:
+            lake.empty(table)
+    for table in (SILVER_TICKS, SILVER_QUARANTINE):
+        name, made_by = f"delta.`{table.path(settings.lake_root)}`", deciding(settings).replace("'", "\\'")
+        properties = f"'delta.appendOnly' = 'true', '{PROPERTY}' = '{made_by}'"
+        spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({properties})")
+    house = lakehouse(spark, settings, lake)
+    house.rebuilding = True
+    # As they came: what one or a few micro-batches brought at a time.
+    minutes = records.select((F.unix_timestamp("ingested_at") / 60).cast("bigint").alias("minute")).groupBy("minute")
+    spark.sparkContext.setLocalProperty("sql.streaming.queryId", "rebuild")
+    parts = slices(minutes.count().orderBy("minute").toLocalIterator(), settings.max_offsets_per_trigger)
+    for number, (first, last) in enumerate(parts):
+        within = (F.col("ingested_at") >= F.timestamp_seconds(F.lit(first * 60))) & (
+            F.col("ingested_at") < F.timestamp_seconds(F.lit(last * 60 + 60))
+        )
+        part = records.where(within).withColumnRenamed("kafka_timestamp", "timestamp")
+        house.write_batch(part, number)
+    house.finish()
+    put_aside(spark, settings.checkpoint_location)
+    for table in STREAMED:
+        lake.forget(table)
+    logger.info("silver and gold are made anew from bronze")
+    return follows
+
+
+def slices(minutes: Iterable[Row], most: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of runs of minutes with about `most` records at most; minutes are rows of minute and count."""
+    first, last, records = None, 0, 0
+    for minute, count in minutes:
+        if first is not None and records + count > most:
+            yield first, last
+            first, records = None, 0
+        first = minute if first is None else first
+        last, records = minute, records + count
+    if first is not None:
+        yield first, last
+
+
+class Expired(RuntimeError):
+    """Kafka has no longer what follows bronze's last record."""
+
+
+def following(settings: Settings, bronze_records: DataFrame) -> dict[str, dict[str, int]]:
+    """Of each topic and partition that Kafka has, the offset after bronze's last. Raises Expired."""
+    newest = bronze_records.groupBy("topic", "partition").agg(F.max("offset").alias("offset")).collect()
+    last = {(row["topic"], row["partition"]): row["offset"] for row in newest}
+    consumer = KafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        follows: dict[str, dict[str, int]] = {}
+        for topic in (settings.ticks_topic, settings.rejects_topic, settings.gaps_topic):
+            partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+            earliest = consumer.beginning_offsets(partitions) if partitions else {}
+            for partition, begin in earliest.items():
+                wanted = last.get((topic, partition.partition), -1) + 1
+                if wanted < begin:
+                    raise Expired(
+                        f"topic {topic}, partition {partition.partition}: bronze ends at offset {wanted - 1}, and "
+                        f"Kafka begins at {begin}: {begin - wanted} records from {wanted} to {begin - 1} have expired. "
+                        "Nothing was changed. A new lake_root would begin with what is left."
+                    )
+                follows.setdefault(topic, {})[str(partition.partition)] = wanted
+        return follows
+    finally:
+        consumer.close()
+
+
+def put_aside(spark: SparkSession, location: str) -> None:
+    """Rename a checkpoint, if there is one."""
+    jvm = spark._jvm
+    assert jvm is not None
+    path = jvm.org.apache.hadoop.fs.Path(location)
+    files = path.getFileSystem(spark._jsc.hadoopConfiguration())
+    if files.exists(path):
+        files.rename(path, path.suffix(f".before-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
