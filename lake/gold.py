@@ -42,6 +42,7 @@ from lake.metrics import (
     price_row,
     rolling_row,
 )
+from lake.sinks import Sink
 from lake.summaries import (
     BUCKET_SECONDS,
     Pair,
@@ -233,12 +234,14 @@ class Rows(Generic[Value]):
         parse: Callable[[Row], tuple[Any, Value]],
         time: Callable[[Any, Value], int],
         row: Callable[[Any, Value], tuple[object, ...]],
+        sink: Sink | None = None,
         kept: int = 8,
     ) -> None:
         """columns, parse: how a stored row becomes key and value; row: the way back; time: what its span goes by."""
         self.table = table
         self._spark, self._writer = spark, writer
-        self._columns, self._parse, self._time, self._row, self._kept = columns, parse, time, row, kept
+        self._columns, self._parse, self._time, self._row = columns, parse, time, row
+        self._sink, self._kept = sink, kept
         self._spans: OrderedDict[int, dict[Any, Value]] = OrderedDict()
 
     def span(self, micros: int) -> int:
@@ -272,11 +275,11 @@ class Rows(Generic[Value]):
 
     def update(
         self, batch: Batch, numbers: Iterable[int], change: Callable[[int, dict[Any, Value]], None], **metadata: Any
-    ) -> list[tuple[object, ...]]:
-        """Change the rows of spans, each given to `change`, and commit them; the rows that differ. Raises Fenced."""
+    ) -> None:
+        """Change the rows of spans, each given to `change`, and commit them. Raises Fenced."""
         numbers = set(numbers)
         if not numbers or self.written(batch):
-            return []
+            return
         for _ in range(10):
             try:
                 before = self.load(numbers)
@@ -295,12 +298,15 @@ class Rows(Generic[Value]):
             self._spans.update(after)
             while len(self._spans) > max(self._kept, len(after)):
                 self._spans.popitem(last=False)
-            return [
-                self._row(key, value)
-                for number, span in after.items()
-                for key, value in span.items()
-                if before[number].get(key) != value
-            ]
+            if self._sink:
+                changed = [
+                    self._row(key, value)
+                    for number, span in after.items()
+                    for key, value in span.items()
+                    if before[number].get(key) != value
+                ]
+                self._sink.changed(self.table, rows, changed)
+            return
         raise Changed(f"{self.table.qualified_name} is changed by somebody else again and again")
 
 
@@ -315,6 +321,7 @@ class Gold:
         rules: GoldRules,
         newest: Mapping[Pair, int],
         rollup_seconds: float = 10.0,
+        sink: Sink | None = None,
     ) -> None:
         """newest: of each pair in silver, the second since 1970 of its newest minute."""
         self._spark, self._root, self._writer, self._rules = spark, root, writer, rules
@@ -325,6 +332,7 @@ class Gold:
                 *(spark, writer, table, _window_columns(), _window),
                 lambda key, _: key[2],
                 partial(price_row, table),
+                sink,
             )
             for table in GOLD_PRICES
         }
@@ -332,6 +340,7 @@ class Gold:
             *(spark, writer, GOLD_ROLLING_PRICE, _rolling_columns(), _rolling),
             lambda key, _: key[2],
             lambda _, row: row,
+            sink,
         )
         self._rolling = rolling
         self._current = Rows[tuple[Newest, float | None, datetime]](
@@ -344,11 +353,13 @@ class Gold:
             ),
             lambda *_: 0,
             lambda asset, value: current_row(asset, *value),
+            sink,
         )
         self._alerts = Rows[tuple[Alert, datetime]](
             *(spark, writer, GOLD_ALERTS, _alert_columns(), _alert),
             lambda _, value: value[0].opened_at,
             lambda _, value: alert_row(value[0], rules.alerts, value[1]),
+            sink,
         )
         # as_of up to which gold.rolling_price has been looked at, as a bucket's number.
         self._looked: dict[Pair, int] = {}

@@ -47,10 +47,10 @@ def arrow_table(table: Table, rows: Sequence[tuple[object, ...]]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def encoded(table: Table, rows: pa.Table) -> bytes:
-    """A Parquet file of the rows, without the columns that the table is partitioned by."""
+def encoded(rows: pa.Table) -> bytes:
+    """A Parquet file of the rows."""
     out = BytesIO()
-    pq.write_table(rows.drop_columns(list(table.partitioned_by)), out, compression="snappy")
+    pq.write_table(rows, out, compression="snappy")
     return out.getvalue()
 
 

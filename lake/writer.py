@@ -327,7 +327,8 @@ def rewrite(
 def _file(transaction: Transaction, table: Table, rows: Sequence[tuple[object, ...]]) -> DataFile:
     content = arrow_table(table, rows)
     partition = {name: str(content[name][0]) for name in table.partitioned_by}
-    return transaction.add(encoded(table, content), partition, statistics(table, content))
+    stored = encoded(content.drop_columns(list(table.partitioned_by)))
+    return transaction.add(stored, partition, statistics(table, content))
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

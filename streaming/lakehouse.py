@@ -22,6 +22,7 @@ from lake.gold import Batch, Gold
 from lake.intervals import holes
 from lake.rules import PROPERTY, deciding, differences, gold_rules
 from lake.seen import Found, Seen, overview, strays, summary
+from lake.sinks import Sink
 from lake.summaries import EPOCH
 from lake.tables import (
     BRONZE_TICKS,
@@ -183,7 +184,7 @@ def opened(spark: SparkSession, settings: Settings) -> LakeWriter:
     return LakeWriter(spark, settings.lake_root, STREAMED)
 
 
-def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
+def resume(spark: SparkSession, settings: Settings, sink: Sink | None = None) -> Lakehouse:
     """Open the lake for writing, with tables that are absent created, and take up what the last micro-batch left.
 
     Raises CheckpointError if the tables were written by the query of another checkpoint, SettingsChanged if by other
@@ -204,10 +205,10 @@ def resume(spark: SparkSession, settings: Settings) -> Lakehouse:
             "Give back that checkpoint (setting checkpoint); or, where it is lost, let --rebuild make silver and gold "
             "anew from bronze and go on from there; or use another lake_root."
         )
-    return lakehouse(spark, settings, lake)
+    return lakehouse(spark, settings, lake, sink)
 
 
-def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter) -> Lakehouse:
+def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: Sink | None = None) -> Lakehouse:
     """Claim the lake, and take up what the last micro-batch left."""
     lake.claim()
     kept = lake.metadata(SILVER_TICKS)
@@ -215,7 +216,7 @@ def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter) -> Lake
     gaps = spark.read.format("delta").load(SILVER_GAPS.path(settings.lake_root)).where(F.col("status") != "filled")
     return Lakehouse(
         *(spark, settings, lake),
-        gold=Gold(spark, settings.lake_root, lake, gold_rules(settings), seen.minutes),
+        gold=Gold(spark, settings.lake_root, lake, gold_rules(settings), seen.minutes, sink=sink),
         seen=seen,
         gaps=unfilled(Gap(*row) for row in gaps.select(*SILVER_GAPS.column_names).collect()),
         early=[Gap.from_json(gap) for gap in kept.get("early", [])],

@@ -6,6 +6,8 @@ Out: bronze.ticks, silver.ticks, silver.quarantine, silver.gaps, gold.price_1m, 
 
     ./spark-submit.sh streaming/ticks.py
     ./spark-submit.sh streaming/ticks.py --once        # what Kafka holds now, then end
+    ./spark-submit.sh streaming/ticks.py --sink console                     # and print gold's rows as they change
+    ./spark-submit.sh streaming/ticks.py --sink parquet file:/tmp/gold      # and keep gold as plain Parquet files
     ./spark-submit.sh streaming/ticks.py --rebuild     # silver and gold anew from bronze, then on from Kafka
 
 A micro-batch appends its records to bronze, its new valid ticks to silver, the others to quarantine, and brings gold
@@ -34,6 +36,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.lease import LakeInUse, Lease
 from lake.rules import DECIDING
+from lake.sinks import Console, PlainParquet, Sink
 from lake.writer import Fenced
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
 from streaming.rebuild import Expired, rebuild
@@ -78,6 +81,12 @@ def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> N
     lakehouse.finish()
 
 
+def sink_of(spark: SparkSession, wanted: Sequence[str] | None) -> Sink | None:
+    if not wanted:
+        return None
+    return Console() if wanted[0] == "console" else PlainParquet(spark, wanted[1])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(
         __doc__,
@@ -92,7 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         *("max_offsets_per_trigger", "once", "rebuild", *DECIDING),
     )
-    settings, _ = from_command_line(parser, argv)
+    parser.add_argument(
+        "--sink", nargs="+", metavar="SINK", help="gold elsewhere too, as it changes: console, or parquet PATH"
+    )
+    settings, own = from_command_line(parser, argv)
+    if own.sink and (own.sink[0], len(own.sink)) not in (("console", 1), ("parquet", 2)):
+        parser.error(f"--sink {' '.join(own.sink)}: write console, or parquet and a path")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -101,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lease.acquire()
         follows = rebuild(spark, settings) if settings.rebuild else None
-        lakehouse = resume(spark, settings)
+        sink = sink_of(spark, own.sink)
+        lakehouse = resume(spark, settings, sink)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
         run(start(spark, settings, lakehouse, follows), lakehouse, stop)
     except SettingsChanged as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
+from lake.sinks import Sink
 from lake.tables import Table
 from streaming.lakehouse import Lakehouse, resume
 from tests.oracle import Record
@@ -89,9 +90,11 @@ def lake_in(folder: Path, spark: SparkSession) -> Settings:
     return Settings(lake_root=f"file:{folder / 'lake'}", checkpoint=f"file:{folder / 'checkpoint'}")
 
 
-def write(spark: SparkSession, settings: Settings, parts: Sequence[list[Record]], first: int = 0) -> Lakehouse:
+def write(
+    spark: SparkSession, settings: Settings, parts: Sequence[list[Record]], first: int = 0, sink: Sink | None = None
+) -> Lakehouse:
     """Each part as a micro-batch, from the one numbered `first` on."""
-    lakehouse = resume(spark, settings)
+    lakehouse = resume(spark, settings, sink)
     for batch, part in enumerate(parts, first):
         lakehouse.write_batch(frame(spark, part), batch)
     lakehouse.finish()
