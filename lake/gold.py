@@ -18,7 +18,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pyspark.sql import Column, DataFrame, Row, SparkSession
@@ -32,6 +32,7 @@ from lake.metrics import (
     Bucket,
     GoldRules,
     Newest,
+    Range,
     Window,
     WindowKey,
     alert_row,
@@ -75,7 +76,6 @@ KEPT_BUCKETS = 900 // BUCKET_SECONDS
 FOLLOWED_BUCKETS = 1800 // BUCKET_SECONDS
 
 MICROSECOND = timedelta(microseconds=1)
-Range = tuple[int, int]
 Value = TypeVar("Value")
 
 
@@ -132,18 +132,29 @@ class Silver:
             found[bucket.pair][bucket.number] = bucket.summary
         return found
 
-    def alert_ticks(self, pairs: Sequence[Pair], begin: int, end: int) -> Iterator[tuple[Pair, AlertTick]]:
-        """The ticks of pairs from one gold time to before another, in tick order."""
+    def alert_ticks(self, pairs: Sequence[Pair], ranges: Sequence[Range]) -> Iterator[tuple[Pair, AlertTick]]:
+        """The ticks of pairs whose gold times lie in one of the ranges, in tick order."""
+        time = F.unix_micros(gold_time())
         order = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
-        rows = self.ticks(begin, end, pairs).withColumn("gold_time", F.unix_micros(gold_time()))
-        for row in rows.select("source", "asset", "price_usd", *order).orderBy(*order).toLocalIterator():
+        whole = self.ticks(min(begin for begin, _ in ranges), max(end for _, end in ranges), pairs)
+        within = reduce(Column.__or__, ((time >= begin) & (time < end) for begin, end in ranges))
+        rows = whole.where(within).withColumn("gold_time", time).select("source", "asset", "price_usd", *order)
+        for row in rows.orderBy(*order).toLocalIterator():
             yield (row["source"], row["asset"]), AlertTick(row["gold_time"], row["price_usd"], row["event_id"])
 
-    def pair_ticks(self, pair: Pair, begin: int, end: int) -> Iterator[AlertTick]:
-        return (tick for _, tick in self.alert_ticks([pair], begin, end))
+    def pair_ticks(self, pair: Pair, ranges: Sequence[Range]) -> list[AlertTick]:
+        """One pair's; a few ranges at a time, so that the question stays small."""
+        joined: list[Range] = []
+        for begin, end in ranges:
+            if joined and begin <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((begin, end))
+        some = (joined[at : at + 50] for at in range(0, len(joined), 50))
+        return [tick for part in some for _, tick in self.alert_ticks([pair], part)]
 
     def bucket_ticks(self, pair: Pair, number: int) -> list[AlertTick]:
-        return list(self.pair_ticks(pair, bucket_start(number), bucket_start(number + 1)))
+        return self.pair_ticks(pair, [(bucket_start(number), bucket_start(number + 1))])
 
 
 def bucket_before(time: int, buckets: Mapping[int, Summary]) -> int | None:
@@ -519,7 +530,7 @@ class Gold:
         for number in {number for _, number in missing}:
             pairs = [pair for pair, asked in missing if asked == number]
             self._bucket_ticks.update({(pair, number): [] for pair in pairs})
-            for pair, tick in self._silver.alert_ticks(pairs, bucket_start(number), bucket_start(number + 1)):
+            for pair, tick in self._silver.alert_ticks(pairs, [(bucket_start(number), bucket_start(number + 1))]):
                 self._bucket_ticks[pair, number].append(tick)
         while len(self._bucket_ticks) > max(16, 2 * len(wanted)):
             self._bucket_ticks.popitem(last=False)
@@ -608,10 +619,12 @@ class Gold:
                 return start, end, found
             high = newest + 1
 
-    def _alert_ticks(self, silver_written: Callable[[], None]) -> Callable[[Pair, int, int], Iterator[AlertTick]]:
-        def ticks(pair: Pair, begin: int, end: int) -> Iterator[AlertTick]:
+    def _alert_ticks(
+        self, silver_written: Callable[[], None]
+    ) -> Callable[[Pair, Sequence[Range]], Sequence[AlertTick]]:
+        def ticks(pair: Pair, ranges: Sequence[Range]) -> list[AlertTick]:
             silver_written()
-            return self._silver.pair_ticks(pair, begin, end)
+            return self._silver.pair_ticks(pair, ranges)
 
         return ticks
 

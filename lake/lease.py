@@ -76,10 +76,14 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._released.wait(RENEWAL_SECONDS):
-            holder = self._read()
-            if holder is not None and holder["id"] != self._holder["id"]:
-                return
-            self._write()
+            try:
+                holder = self._read()
+                if holder is not None and holder["id"] != self._holder["id"]:
+                    return
+                self._write()
+            except Py4JJavaError as error:
+                # The store is away for a while: the job finds out by itself, or does not need it meanwhile.
+                logger.warning("the lease of %s cannot be renewed: %s", self._root, error.java_exception.getMessage())
 
     def _write(self) -> None:
         self._renewals += 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -32,6 +33,8 @@ ROLLED = 60 // BUCKET_SECONDS
 OLDEST_COMPARED = 2 * MINUTE
 """gold.current_price compares with no older price."""
 
+Range = tuple[int, int]
+"""Gold times from one to before another, in microseconds since 1970."""
 WindowKey = tuple[str, str, int]
 """source, asset, and a time in microseconds since 1970"""
 
@@ -143,25 +146,29 @@ def episodes(
     buckets: Mapping[int, Summary],
     numbers: Sequence[int],
     last_closed_at: int | None,
-    ticks: Callable[[Pair, int, int], Iterable[AlertTick]],
+    ticks: Callable[[Pair, Sequence[Range]], Sequence[AlertTick]],
     rule: Rule,
 ) -> Iterator[tuple[Stretch, int | None, list[Alert]]]:
     """Each stretch of a pair's buckets that can open an episode, when the last one before was closed, and its alerts.
 
-    numbers: sorted, from a bucket on that no stretch crosses. ticks: of a pair and from one gold time to before
-    another, in tick order; asked for only where an episode may open.
+    numbers: sorted, from a bucket on that no stretch crosses. ticks: of a pair, whose gold times lie in one of the
+    ranges, in tick order; asked for once, and only where an episode may open.
     """
-    for stretch in stretches(buckets, numbers, rule):
-        if not stretch.can_open:
-            continue
-        begin = bucket_start(stretch.buckets[0]) - rule.window_seconds * 1_000_000
+    found = [stretch for stretch in stretches(buckets, numbers, rule) if stretch.can_open]
+    ranges = [
+        (bucket_start(s.buckets[0]) - rule.window_seconds * 1_000_000, bucket_start(s.buckets[-1] + 1)) for s in found
+    ]
+    within = ticks(pair, ranges) if found else ()
+    for stretch, (begin, end) in zip(found, ranges, strict=True):
         watch = Episodes(pair, rule, last_closed_at)
-        found: dict[str, Alert] = {}
-        for tick in ticks(pair, begin, bucket_start(stretch.buckets[-1] + 1)):
+        alerts: dict[str, Alert] = {}
+        first = bisect_left(within, begin, key=lambda tick: tick.time)
+        last = bisect_left(within, end, key=lambda tick: tick.time)
+        for tick in within[first:last]:
             if changed := watch.add(tick):
-                found[changed.alert_id] = changed
+                alerts[changed.alert_id] = changed
         if watch.open and stretch.then is not None:
             closed = watch.close(buckets[stretch.then].first_time)
-            found[closed.alert_id] = closed
-        yield stretch, last_closed_at, list(found.values())
+            alerts[closed.alert_id] = closed
+        yield stretch, last_closed_at, list(alerts.values())
         last_closed_at = watch.last_closed_at

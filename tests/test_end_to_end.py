@@ -31,7 +31,7 @@ from pyspark.sql import functions as F
 
 from conf.settings import PROJECT, Settings
 from lake import writer
-from lake.reader import query, read
+from lake.reader import query
 from lake.register import sql_connection
 from lake.tables import (
     BRONZE_TICKS,
@@ -45,6 +45,7 @@ from lake.tables import (
 from services.control import daemons
 from simulator.market import trades
 from tests.conftest import TEST_CONF
+from tests.lakes import rows_of
 from tests.listening import beyond_loopback, family, listeners
 from tests.oracle import Lake, Record, RecordedTrade, Row, differences, lake_of, missing_ids, tick_of, traded, trades_in
 from tests.programs import RECORDINGS, ingestion, kafka_records, simulator
@@ -356,17 +357,6 @@ def yarn_lake(running: Running, expected: Lake, tmp_path_factory: pytest.TempPat
     job = run_job(suite, *streaming(root, on="yarn-cluster"), log=log)
     assert job.exit_code == 0, job.output[-5000:]
     return Written(root, [job])
-
-
-def rows_of(root: str, table: Table) -> dict[Hashable, dict[str, object]]:
-    """The table's rows by their key; two rows of one key fail."""
-    rows = read(root, table).to_pylist()
-    keyed: dict[Hashable, dict[str, object]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in table.key)
-        keyed[key if len(key) > 1 else key[0]] = row
-    assert len(rows) == len(keyed), f"{table.qualified_name} has keys twice"
-    return keyed
 
 
 def test_kafka_has_every_recorded_trade_once_in_order(ingested: list[Record], recorded: list[RecordedTrade]) -> None:

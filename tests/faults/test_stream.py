@@ -1,0 +1,166 @@
+"""Promises 1 to 3 while the streaming job, Kafka and HDFS die and come back: the tables are the oracle's in the end."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from urllib.parse import urlsplit
+
+import hdfs
+import psutil
+import pytest
+
+import services
+from benchmarks.freshness import commits
+from conf.settings import PROJECT, Settings
+from lake.tables import BRONZE_TICKS, GOLD, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS
+from services.control import daemons
+from tests.conftest import TEST_CONF
+from tests.faults.conftest import ASSETS, SEED, scaled
+from tests.lakes import rows_of
+from tests.listening import family
+from tests.oracle import Record, Row, differences, lake_of
+from tests.programs import ingestion, kafka_records, simulator, wait_until
+
+pytestmark = pytest.mark.services
+Show = Callable[..., None]
+RATE = 1_000
+PATIENCE = 600.0
+
+
+class Stream:
+    """The streaming job, started again whenever it ends, until told to finish."""
+
+    def __init__(self, settings: Settings, logs: Path) -> None:
+        self._logs = logs
+        self._files = hdfs.InsecureClient(settings.webhdfs_url)
+        self._gold = GOLD_PRICE_1M.path(urlsplit(settings.lake_root).path)
+        names = ("lake_root", "ticks_topic", "rejects_topic", "gaps_topic")
+        given = [text for name in names for text in ("--" + name.replace("_", "-"), str(getattr(settings, name)))]
+        self._command = ["./spark-submit.sh", "streaming/ticks.py", "--conf", str(TEST_CONF), *given]
+        self._process: psutil.Popen | None = None
+        self._ended = threading.Event()
+        self.starts: list[float] = []
+        self.recoveries: list[float] = []
+
+    def _start(self, *more: str) -> psutil.Popen:
+        self.starts.append(time.time())
+        with (self._logs / f"stream-{len(self.starts)}.log").open("wb") as log:
+            return psutil.Popen([*self._command, *more], cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT)
+
+    def _supervise(self) -> None:
+        while not self._ended.is_set():
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._start()
+            self._ended.wait(0.5)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        supervisor = threading.Thread(target=self._supervise)
+        supervisor.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            supervisor.join()
+            self.kill()
+
+    def kill(self) -> None:
+        """kill -9 of the driver and all that it has started."""
+        if self._process is not None and self._process.poll() is None:
+            for process in family([self._process]):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.wait(60)
+
+    def newest_gold(self) -> float:
+        """When gold.price_1m was last written, in seconds since 1970; 0 if it cannot be told now."""
+        try:
+            return max((at for _, at, _ in commits(self._files, self._gold, 3)), default=0.0)
+        except (hdfs.HdfsError, OSError):
+            return 0.0
+
+    def wait_for_gold(self, since: float) -> None:
+        """Wait until the job has written gold again."""
+        wait_until(lambda: self.newest_gold() > since, "gold is written again", PATIENCE)
+        started = [at for at in self.starts if at < self.newest_gold()][-1]
+        if started > since - 5:
+            self.recoveries.append(self.newest_gold() - started)
+
+    def finish(self) -> None:
+        """What Kafka has now, to its end."""
+        process = self._start("--once")
+        assert process.wait(PATIENCE) == 0, (self._logs / f"stream-{len(self.starts)}.log").read_text()[-5000:]
+
+
+def kill_daemon(settings: Settings, name: str) -> None:
+    """kill -9 of a service's daemon."""
+    (daemon,) = (daemon for daemon in daemons(settings) if daemon.name == name)
+    process = daemon.process()
+    assert process is not None, f"{name} does not run"
+    process.kill()
+    process.wait(60)
+
+
+def test_stream(own: Settings, running: Callable[..., Settings], folder: Path, show: Show) -> None:
+    """The driver, the broker, a DataNode and the NameNode killed with -9 at random moments while ticks flow."""
+    running("hdfs")
+    settings = own.model_copy(update={"lake_root": f"{own.lake_root}/{own.ticks_topic}"})
+    chance = random.Random(11)
+    faults = ["driver"] * scaled(1, 20) + ["broker", "datanode", "namenode"] * scaled(1, 3)
+    chance.shuffle(faults)
+    stream = Stream(settings, folder)
+    arguments = ("--assets", ",".join(ASSETS), "--rate", str(RATE), "--seed", str(SEED))
+    with (
+        simulator(folder, *arguments) as (market, url),
+        ingestion(folder, settings, url, "--assets", ",".join(ASSETS)) as ingester,
+    ):
+        with stream.running():
+            stream.wait_for_gold(0)
+            for fault in faults:
+                time.sleep(chance.uniform(0, 3))
+                at = time.time()
+                if fault == "driver":
+                    stream.kill()
+                else:
+                    kill_daemon(settings, fault)
+                    time.sleep(scaled(3, 30) if fault == "namenode" else 1)
+                    services.up(settings, ["kafka" if fault == "broker" else "hdfs"])
+                    at = time.time()
+                stream.wait_for_gold(at)
+        market.stop()
+        assert ingester.stop() == 0
+        summary = ingester.line()
+    stream.finish()
+
+    names = (settings.ticks_topic, settings.rejects_topic, settings.gaps_topic)
+    records = [
+        Record(record.topic, record.partition, record.offset, record.key, record.value)
+        for name in names
+        for record in kafka_records(settings, name)
+    ]
+    expected = lake_of(records, ticks_topic=settings.ticks_topic, gaps_topic=settings.gaps_topic)
+    tables: list[Mapping[Hashable, Row]] = [
+        *(expected.silver, expected.quarantine),
+        *(expected.price_1m, expected.price_5m, expected.price_1h, expected.price_1d),
+        *(expected.rolling_price, expected.current_price, expected.alerts),
+    ]
+    assert rows_of(settings.lake_root, BRONZE_TICKS).keys() == expected.bronze.keys()
+    for table, rows in zip((SILVER_TICKS, SILVER_QUARANTINE, *GOLD), tables, strict=True):
+        assert differences(rows, rows_of(settings.lake_root, table)) == [], table.qualified_name
+    show(
+        **{name: faults.count(name) for name in ("driver", "broker", "datanode", "namenode")},
+        acknowledged=summary["published"],
+        in_bronze=len(expected.bronze),
+        in_silver=len(expected.silver),
+        alerts=len(expected.alerts),
+        starts_of_the_job=len(stream.starts),
+        recovery_seconds_median=round(median(stream.recoveries), 1) if stream.recoveries else None,
+        recovery_seconds_most=round(max(stream.recoveries), 1) if stream.recoveries else None,
+    )
