@@ -22,13 +22,17 @@ from conf.settings import PROJECT, Settings
 from lake.tables import BRONZE_TICKS, GOLD, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS
 from services.control import daemons
 from tests.conftest import TEST_CONF
-from tests.faults.conftest import ASSETS, SEED, scaled
+from tests.faults.conftest import ASSETS, FULL, SEED
 from tests.lakes import rows_of
 from tests.listening import family
 from tests.oracle import Record, Row, differences, lake_of
 from tests.programs import ingestion, kafka_records, simulator, wait_until
 
-pytestmark = pytest.mark.services
+# Twenty minutes and more; in scripts/test the end-to-end test kills the driver once, here and on YARN.
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.skipif(not FULL, reason="scripts/faults stream"),
+]
 Show = Callable[..., None]
 RATE = 1_000
 PATIENCE = 600.0
@@ -113,7 +117,7 @@ def test_stream(own: Settings, running: Callable[..., Settings], folder: Path, s
     running("hdfs")
     settings = own.model_copy(update={"lake_root": f"{own.lake_root}/{own.ticks_topic}"})
     chance = random.Random(11)
-    faults = ["driver"] * scaled(1, 20) + ["broker", "datanode", "namenode"] * scaled(1, 3)
+    faults = ["driver"] * 20 + ["broker", "datanode", "namenode"] * 3
     chance.shuffle(faults)
     stream = Stream(settings, folder)
     arguments = ("--assets", ",".join(ASSETS), "--rate", str(RATE), "--seed", str(SEED))
@@ -130,7 +134,7 @@ def test_stream(own: Settings, running: Callable[..., Settings], folder: Path, s
                     stream.kill()
                 else:
                     kill_daemon(settings, fault)
-                    time.sleep(scaled(3, 30) if fault == "namenode" else 1)
+                    time.sleep(30 if fault == "namenode" else 1)
                     services.up(settings, ["kafka" if fault == "broker" else "hdfs"])
                     at = time.time()
                 stream.wait_for_gold(at)
