@@ -31,8 +31,10 @@ from alerting.ticks import NotATick, Told, read
 from conf.logs import set_up_logging
 from conf.settings import Settings, arguments, from_command_line
 from lake.alerts import Alert, Episodes, Rule
+from lake.metrics import alert_row
 from lake.rules import gold_rules
-from lake.summaries import Pair, to_time
+from lake.summaries import Pair
+from lake.tables import GOLD_ALERTS
 
 logger = logging.getLogger("alerting")
 
@@ -65,26 +67,13 @@ class Watch:
 
 def message(alert: Alert, rule: Rule, now: datetime) -> bytes:
     """The row of gold.alerts as JSON."""
+    row = dict(zip(GOLD_ALERTS.column_names, alert_row(alert, rule, now), strict=True))
+    return json.dumps(row, default=_told, separators=(",", ":")).encode()
 
-    def told(micros: int | None) -> str | None:
-        return None if micros is None else to_time(micros).isoformat(timespec="microseconds")
 
-    row = {
-        "alert_id": alert.alert_id,
-        "source": alert.source,
-        "asset": alert.asset,
-        "direction": alert.direction,
-        "threshold_pct": float(rule.threshold_pct),
-        "window_seconds": rule.window_seconds,
-        "opened_at": told(alert.opened_at),
-        "reference_price": f"{alert.reference_price:f}",
-        "reference_time": told(alert.reference_time),
-        "trigger_price": f"{alert.trigger_price:f}",
-        "peak_change_pct": alert.peak_change_pct,
-        "closed_at": told(alert.closed_at),
-        "updated_at": now.isoformat(timespec="microseconds"),
-    }
-    return json.dumps(row, separators=(",", ":")).encode()
+def _told(value: object) -> str:
+    """A time with microseconds, a price with all its digits."""
+    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else f"{value:f}"
 
 
 def resume(consumer: KafkaConsumer, topic: str, stop: threading.Event) -> dict[TopicPartition, int]:

@@ -10,12 +10,7 @@ from decimal import Decimal, InvalidOperation
 
 from lake.alerts import AlertTick
 from lake.summaries import EXACT, LARGEST, SMALLEST, Pair, to_micros
-
-NAME = re.compile(r"[A-Za-z0-9/._-]{1,64}")
-TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})")
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-TEXTS = ("timestamp", "asset", "quote", "source", "symbol", "event_time", "quantity", "producer")
-NUMBERS = ("trade_id", "trade_epoch", "sequence")
+from lake.ticks import INTEGERS, NAME, NUMBER, STRINGS, TIME
 
 
 class _Number(str):
@@ -43,15 +38,15 @@ def read(value: bytes | None, place: str, future_tolerance_seconds: float) -> To
         raise NotATick("json") from None
     if not isinstance(row, dict):
         raise NotATick("json")
-    _require(all(row.get(name) is None or type(row[name]) is str for name in TEXTS))
-    _require(all(row.get(name) is None or type(row[name]) is int for name in NUMBERS))
+    _require(all(row.get(name) is None or type(row[name]) is str for name in STRINGS))
+    _require(all(row.get(name) is None or type(row[name]) is int for name in INTEGERS))
     price = row.get("price_usd")
     _require(isinstance(price, str) or type(price) is int)
     _require(type(row.get("timestamp")) is str and type(row.get("asset")) is str)
     asset, source, producer = row["asset"], _or(row.get("source"), "unknown"), row.get("producer")
     symbol = _or(row.get("symbol"), asset)
     names = (asset, source, symbol, _or(row.get("quote"), "USD"), _or(producer, "none"))
-    _require(all(NAME.fullmatch(name) for name in names))
+    _require(all(re.fullmatch(NAME, name) for name in names))
     received_at = _time(row["timestamp"])
     event_time = received_at if row.get("event_time") is None else _time(row["event_time"])
     exact = _number(str(price))
@@ -79,7 +74,7 @@ def _require(holds: bool) -> None:
 
 def _time(text: str) -> int:
     try:
-        _require(TIME.fullmatch(text) is not None)
+        _require(re.fullmatch(TIME, text) is not None)
         return to_micros(datetime.fromisoformat(text).astimezone(UTC))
     except (ValueError, OverflowError):
         raise NotATick("time") from None
@@ -87,7 +82,7 @@ def _time(text: str) -> int:
 
 def _number(text: str) -> Decimal:
     try:
-        _require(NUMBER.fullmatch(text) is not None)
+        _require(re.fullmatch(NUMBER, text) is not None)
         number = Decimal(text)
     except InvalidOperation:
         raise NotATick("number") from None

@@ -41,9 +41,9 @@ _CANONICAL_FIELD = {
 }
 CANONICAL = r"\{" + ",".join(f'"{name}":{_CANONICAL_FIELD.get(name, _STRING)}' for name in FIELDS) + r"\}"
 
-_NAME = r"[A-Za-z0-9/._-]{1,64}"
-_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})"
-_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
+NAME = r"[A-Za-z0-9/._-]{1,64}"
+TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})"
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
 _BEYOND_12_DECIMALS = r"[^eE]*\.[0-9]{12}[0-9]*[1-9][0-9]*"
 _WIDE = "DECIMAL(38,19)"
 _NOTIONAL = "DECIMAL(38,18)"
@@ -103,7 +103,7 @@ def _fields(records: DataFrame) -> DataFrame:
 
 def _exact(text: Column) -> tuple[Column, Column]:
     """(number as DECIMAL(38,19) or null, whether it has more than 12 decimals)."""
-    number = F.when(_is(text, _NUMBER), text.try_cast(_WIDE))
+    number = F.when(_is(text, NUMBER), text.try_cast(_WIDE))
     too_precise = _is(text, _BEYOND_12_DECIMALS) | (number != F.round(number, 12))
     return number, F.coalesce(too_precise, F.lit(False))
 
@@ -138,8 +138,8 @@ def judged(records: DataFrame, rejects_topic: str, gaps_topic: str) -> DataFrame
     quantity, quantity_too_precise = _exact(F.col("quantity"))
     fields = texts.select(
         "*",
-        F.when(_is(F.col("timestamp"), _TIME), F.col("timestamp").try_cast("timestamp")).alias("received_at"),
-        F.when(_is(F.col("event_time"), _TIME), F.col("event_time").try_cast("timestamp")).alias("event_at"),
+        F.when(_is(F.col("timestamp"), TIME), F.col("timestamp").try_cast("timestamp")).alias("received_at"),
+        F.when(_is(F.col("event_time"), TIME), F.col("event_time").try_cast("timestamp")).alias("event_at"),
         price.alias("price"),
         price_too_precise.alias("price_too_precise"),
         quantity.alias("size"),
@@ -147,10 +147,10 @@ def judged(records: DataFrame, rejects_topic: str, gaps_topic: str) -> DataFrame
     ).select("*", notional(F.col("price").try_cast(PRICE), F.col("size").try_cast(PRICE)).alias("notional"))
 
     def not_a_number(name: str, number: str) -> Column:
-        return ~_is(F.col(name), _NUMBER) | F.col(name).startswith("-") | (F.col(number) < 0)
+        return ~_is(F.col(name), NUMBER) | F.col(name).startswith("-") | (F.col(number) < 0)
 
     missing = F.coalesce(*(F.when(F.col(name).isNull(), F.lit(name)) for name in REQUIRED))
-    misnamed = F.coalesce(*(F.when(~_is(F.col(name), _NAME), F.lit(name)) for name in NAMES))
+    misnamed = F.coalesce(*(F.when(~_is(F.col(name), NAME), F.lit(name)) for name in NAMES))
     limit = F.lit(10**_INTEGER_DIGITS).cast(_WIDE)
     not_a_time = "is not an ISO-8601 time with a zone"
     feeds_reason = F.get_json_object(F.col("value").cast("string"), "$.reason")
