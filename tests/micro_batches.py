@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
 from lake.sinks import Sink
-from lake.tables import Table
 from streaming.lakehouse import Lakehouse, resume
 from tests.oracle import Record
 
@@ -32,24 +31,6 @@ def frame(spark: SparkSession, records: list[Record]) -> DataFrame:
         ],
         "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, timestamp TIMESTAMP",
     )
-
-
-def stored(spark: SparkSession, root: str, table: Table) -> dict[Hashable, Mapping[str, object]]:
-    found: dict[Hashable, Mapping[str, object]] = {}
-    rows = spark.read.format("delta").load(table.path(root)).collect()
-    for row in rows:
-        values = {
-            name: value.replace(tzinfo=UTC)
-            if isinstance(value, datetime)
-            else bytes(value)
-            if isinstance(value, bytearray)
-            else value
-            for name, value in row.asDict().items()
-        }
-        key = tuple(values[name] for name in table.key)
-        found[key[0] if len(key) == 1 else key] = values
-    assert len(found) == len(rows), f"{table.qualified_name} has a key twice"
-    return found
 
 
 def market(chance: random.Random) -> list[bytes]:

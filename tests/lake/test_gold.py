@@ -16,7 +16,8 @@ from pyspark.sql import SparkSession
 from lake.reader import query, read
 from lake.sinks import Console, PlainParquet, is_of_the_contract
 from lake.tables import GOLD, GOLD_CURRENT_PRICE
-from tests.micro_batches import START, lake_in, market, stored, write
+from tests.lakes import rows_of
+from tests.micro_batches import START, lake_in, market, write
 from tests.oracle import Record, Row, differences, lake_of
 
 
@@ -47,7 +48,7 @@ def test_gold_is_that_of_all_ticks_together(spark: SparkSession, tmp_path: Path,
         *(expected.rolling_price, expected.current_price, expected.alerts),
     ]
     for table, rows in zip(GOLD, tables, strict=True):
-        assert differences(rows, stored(spark, settings.lake_root, table)) == [], table.qualified_name
+        assert differences(rows, rows_of(settings.lake_root, table)) == [], table.qualified_name
     movers = query(settings.lake_root.replace("file:", ""), "SELECT * FROM gold.top_movers").to_pylist()
     found: dict[Hashable, dict[str, object]] = {(row["window_start"], row["rank"]): row for row in movers}
     wanted: dict[Hashable, Row] = {(row.window_start, row.rank): row for row in expected.top_movers.values()}

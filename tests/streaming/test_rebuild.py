@@ -18,7 +18,8 @@ from lake.tables import BRONZE_TICKS, GOLD, SILVER_QUARANTINE, SILVER_TICKS
 from streaming.lakehouse import CheckpointError, SettingsChanged, resume
 from streaming.rebuild import Expired, rebuild
 from streaming.ticks import start
-from tests.micro_batches import market, stored
+from tests.lakes import rows_of
+from tests.micro_batches import market
 from tests.oracle import Lake, Record, Row, differences, lake_of
 
 
@@ -38,7 +39,7 @@ def compare(spark: SparkSession, settings: Settings, expected: Lake) -> None:
         *(expected.rolling_price, expected.current_price, expected.alerts),
     ]
     for table, rows in zip((BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, *GOLD), tables, strict=True):
-        found = stored(spark, settings.lake_root, table)
+        found = rows_of(settings.lake_root, table)
         if table == BRONZE_TICKS:
             assert found.keys() == rows.keys()
         else:

@@ -29,7 +29,8 @@ from lake.tables import (
 )
 from lake.writer import LakeWriter
 from streaming.lakehouse import CheckpointError, resume
-from tests.micro_batches import checkpoint_of, frame, stored
+from tests.lakes import rows_of
+from tests.micro_batches import checkpoint_of, frame
 from tests.oracle import Record, Row, differences, lake_of, missing_ids
 
 TIME = datetime(2024, 8, 9, tzinfo=UTC)
@@ -125,10 +126,10 @@ def test_a_crash_after_any_write_loses_and_doubles_nothing(
         *(expected.rolling_price, expected.current_price, expected.alerts),
     ]
     for table, rows in zip(COMPARED, tables, strict=True):
-        assert differences(rows, stored(spark, root, table)) == [], table.qualified_name
+        assert differences(rows, rows_of(root, table)) == [], table.qualified_name
     named: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     reasons = set()
-    for row in stored(spark, root, SILVER_GAPS).values():
+    for row in rows_of(root, SILVER_GAPS).values():
         gap = SimpleNamespace(**row)
         if gap.status != "filled":
             named[gap.source, gap.symbol, gap.trade_epoch] += range(gap.first_missing, gap.last_missing + 1)
@@ -152,7 +153,7 @@ def test_the_tables_of_another_checkpoint_are_refused(spark: SparkSession, tmp_p
             checkpoint_of(tmp_path / name, query)
         with pytest.raises(CheckpointError, match="another checkpoint"):
             resume(spark, settings.model_copy(update={"checkpoint": f"file:{tmp_path / name}"}))
-    assert [table.qualified_name for table in TABLES if stored(spark, settings.lake_root, table)] == [
+    assert [table.qualified_name for table in TABLES if rows_of(settings.lake_root, table)] == [
         "bronze.ticks",
         "silver.quarantine",
     ]
