@@ -34,24 +34,21 @@ from pyspark.sql import functions as F
 
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake import writer
-from lake.commits import TableLog
 from lake.gaps import Gap
-from lake.gold import Silver
 from lake.intervals import Interval, add_interval, holes, minus
-from lake.recomputation import ALWAYS, Period, batch_of, gold_rows, period_of, stored_rows, table_span
-from lake.rules import gold_rules
+from lake.recomputation import ALWAYS, Period, Snapshot, by_span, gold_rows, period_of, stored_rows
+from lake.rules import DECIDING, gold_rules
 from lake.seen import runs
+from lake.silver import Silver
 from lake.summaries import to_micros, to_time
 from lake.tables import (
     BRONZE_TICKS,
     GOLD,
     GOLD_CURRENT_PRICE,
-    GOLD_PRICE_1D,
     QUALITY_RESULTS,
     SILVER_GAPS,
     SILVER_QUARANTINE,
     SILVER_TICKS,
-    TABLES,
     Table,
 )
 from lake.ticks import judged, valid_ticks
@@ -77,29 +74,6 @@ class Check:
         count = f": {self.wrong}" if self.wrong else ""
         more = [f"    {text}" for text in self.told] + (["    ..."] if self.wrong > len(self.told) > 0 else [])
         return "\n".join([f"{verdict} {self.table.qualified_name}: {self.name}{count}", *more])
-
-
-@dataclass
-class Snapshot:
-    """The tables as of one micro-batch."""
-
-    spark: SparkSession
-    settings: Settings
-    batch: int
-    versions: dict[str, int]
-
-    @classmethod
-    def newest(cls, spark: SparkSession, settings: Settings) -> Snapshot:
-        """As of the last micro-batch that all tables have: the longest window is written after all else."""
-        root = settings.lake_root
-        logs = {table.qualified_name: TableLog(spark, table.path(root)) for table in TABLES if table != QUALITY_RESULTS}
-        _, batch = batch_of(logs[GOLD_PRICE_1D.qualified_name])
-        return cls(spark, settings, batch, {name: batch_of(log, batch)[0] for name, log in logs.items()})
-
-    def read(self, table: Table) -> DataFrame:
-        version = self.versions[table.qualified_name]
-        path = table.path(self.settings.lake_root)
-        return self.spark.read.format("delta").option("versionAsOf", version).load(path)
 
 
 def found(table: Table, name: str, wrong: DataFrame, *shown: str) -> Check:
@@ -217,8 +191,7 @@ def gold_check(snapshot: Snapshot, table: Table, expected: list[Values], period:
     spans: set[int] = set()
     wrong = 0
     seen: set[Values] = set()
-    version = snapshot.versions[table.qualified_name]
-    for stored in stored_rows(snapshot.spark, snapshot.settings.lake_root, table, version, period).toLocalIterator():
+    for stored in stored_rows(snapshot, table, period).toLocalIterator():
         there = stored.asDict()
         key = _key(table, there)
         problem = ""
@@ -241,16 +214,7 @@ def gold_check(snapshot: Snapshot, table: Table, expected: list[Values], period:
         told.append(f"{_told(table, key)}: is missing")
         spans |= _spans(table, wanted[key])
     check = Check(table, "it is what all ticks together give", wrong, told[:SHOWN])
-    return GoldDifferences(check, _rows_by_span(table, expected, spans))
-
-
-def _rows_by_span(table: Table, expected: Sequence[Values], spans: set[int]) -> dict[int, list[Values]]:
-    by_span: dict[int, list[Values]] = {span: [] for span in spans}
-    for row in expected:
-        (span,) = _spans(table, _named(table, row))
-        if span in by_span:
-            by_span[span].append(row)
-    return by_span
+    return GoldDifferences(check, by_span(table, expected, spans))
 
 
 def _named(table: Table, row: Values) -> dict[str, Any]:
@@ -274,7 +238,7 @@ def _told(table: Table, key: Values) -> str:
 
 
 def _spans(table: Table, *rows: dict[str, Any] | None) -> set[int]:
-    return {table_span(table, row[table.file_time] if table.file_time else 0) for row in rows if row}
+    return {table.span(row[table.file_time] if table.file_time else 0) for row in rows if row}
 
 
 def _same(there: object, wanted: object) -> bool:
@@ -285,7 +249,7 @@ def _same(there: object, wanted: object) -> bool:
 
 def prove(spark: SparkSession, settings: Settings, period: Period, *, repair: bool = False) -> list[Check]:
     """All checks, each printed as soon as it is done."""
-    snapshot = Snapshot.newest(spark, settings)
+    snapshot = Snapshot.newest(spark, settings.lake_root)
     print(f"{settings.lake_root} as of micro-batch {snapshot.batch}", flush=True)
     checks: list[Check] = []
 
@@ -322,8 +286,7 @@ def prove(spark: SparkSession, settings: Settings, period: Period, *, repair: bo
 
 
 def _repaired(snapshot: Snapshot, table: Table, spans: dict[int, list[Values]]) -> str:
-    log = TableLog(snapshot.spark, table.path(snapshot.settings.lake_root))
-    left = writer.rewrite(log, table, snapshot.read(table).inputFiles(), spans)
+    left = snapshot.rewrite(table, spans)
     told = f"{len(spans) - len(left)} spans of rows rewritten"
     return f"{told}, {len(left)} left, since the stream has written them meanwhile: run this again" if left else told
 
@@ -344,8 +307,7 @@ def results(checks: Sequence[Check], period: Period, checked_at: datetime) -> li
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(
         __doc__,
-        *("lake_root", "rejects_topic", "gaps_topic", "future_tolerance_seconds", "gold_symbols"),
-        *("volatility_seconds", "alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds"),
+        *("lake_root", "rejects_topic", "gaps_topic", *DECIDING),
     )
     parser.add_argument("--from", dest="begin", type=datetime.fromisoformat, metavar="TIME", help="begin, as ISO 8601")
     parser.add_argument("--to", dest="end", type=datetime.fromisoformat, metavar="TIME", help="end, exclusive")

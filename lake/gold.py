@@ -15,13 +15,11 @@ import itertools
 import logging
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
-from functools import partial, reduce
-from typing import Any, Generic, NamedTuple, TypeVar
 
-from pyspark.sql import Column, DataFrame, Row, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from lake.alerts import Alert, AlertTick, bound
@@ -35,14 +33,15 @@ from lake.metrics import (
     Range,
     Window,
     WindowKey,
-    alert_row,
-    bucket_from,
+    bucket_before,
     change_pct,
-    current_row,
     episodes,
-    price_row,
+    minute_before,
+    newer,
     rolling_row,
 )
+from lake.rows import Batch, Rows, alert_rows, current_rows, price_rows, rolling_rows
+from lake.silver import Silver
 from lake.sinks import Sink
 from lake.summaries import (
     BUCKET_SECONDS,
@@ -50,135 +49,21 @@ from lake.summaries import (
     Summary,
     bucket_of,
     bucket_start,
-    bucket_summaries,
     merge,
-    rank,
-    stored_order,
-    to_time,
 )
 from lake.tables import (
-    GOLD_ALERTS,
-    GOLD_CURRENT_PRICE,
     GOLD_PRICE_1M,
     GOLD_PRICES,
-    GOLD_ROLLING_PRICE,
-    SILVER_TICKS,
-    Table,
 )
-from lake.ticks import feeds_gold, gold_time
-from lake.writer import Changed, LakeWriter
+from lake.writer import LakeWriter
 
 logger = logging.getLogger(__name__)
+
 
 # So many buckets of each pair stay in memory; a late tick before them is looked up in silver.
 KEPT_BUCKETS = 900 // BUCKET_SECONDS
 # A tick that is hours late needs to know what followed it; so much at first, all of it where that is not enough.
 FOLLOWED_BUCKETS = 1800 // BUCKET_SECONDS
-
-MICROSECOND = timedelta(microseconds=1)
-Value = TypeVar("Value")
-
-
-class Batch(NamedTuple):
-    """A micro-batch: the query, its number, and when it began."""
-
-    query: str
-    number: int
-    at: datetime
-
-
-class Silver:
-    """The ticks that feed gold, read back from rows of silver.ticks."""
-
-    def __init__(self, load: Callable[[], DataFrame], rules: GoldRules) -> None:
-        """load: the rows as they are then."""
-        self._load, self._rules = load, rules
-
-    @classmethod
-    def of_lake(cls, spark: SparkSession, root: str, rules: GoldRules, version: int | None = None) -> Silver:
-        """silver.ticks as of now, or as of a version."""
-
-        def load() -> DataFrame:
-            reader = spark.read.format("delta")
-            if version is not None:
-                reader = reader.option("versionAsOf", version)
-            return reader.load(SILVER_TICKS.path(root))
-
-        return cls(load, rules)
-
-    def ticks(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
-        """Rows by gold time, in microseconds since 1970 and without the end."""
-        ticks = self._load().where(feeds_gold(self._rules.symbols))
-        if begin > 0:
-            # Not by gold_time(), of which the files have no statistics.
-            first, last = F.timestamp_micros(F.lit(begin)), F.timestamp_micros(F.lit(end))
-            by_venue = (F.col("event_time") >= first) & (F.col("event_time") < last)
-            by_receipt = (F.col("received_at") >= first) & (F.col("received_at") < last)
-            ticks = ticks.where((by_venue & ~F.col("is_future")) | (by_receipt & F.col("is_future")))
-        if pairs is None:
-            return ticks
-        named = [F.struct(F.lit(source), F.lit(asset)) for source, asset in pairs]
-        return ticks.where(F.struct("source", "asset").isin(*named))
-
-    def summaries(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
-        """The buckets of a time, as `bucket_summaries`."""
-        return bucket_summaries(self.ticks(begin, end, pairs), "source", "asset")
-
-    def buckets(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
-        """The buckets from one number to before another."""
-        found: dict[Pair, dict[int, Summary]] = defaultdict(dict)
-        for row in self.summaries(bucket_start(begin), bucket_start(end), pairs).toLocalIterator():
-            bucket = bucket_from(row)
-            found[bucket.pair][bucket.number] = bucket.summary
-        return found
-
-    def alert_ticks(self, pairs: Sequence[Pair], ranges: Sequence[Range]) -> Iterator[tuple[Pair, AlertTick]]:
-        """The ticks of pairs whose gold times lie in one of the ranges, in tick order."""
-        time = F.unix_micros(gold_time())
-        order = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
-        whole = self.ticks(min(begin for begin, _ in ranges), max(end for _, end in ranges), pairs)
-        within = reduce(Column.__or__, ((time >= begin) & (time < end) for begin, end in ranges))
-        rows = whole.where(within).withColumn("gold_time", time).select("source", "asset", "price_usd", *order)
-        for row in rows.orderBy(*order).toLocalIterator():
-            yield (row["source"], row["asset"]), AlertTick(row["gold_time"], row["price_usd"], row["event_id"])
-
-    def pair_ticks(self, pair: Pair, ranges: Sequence[Range]) -> list[AlertTick]:
-        """One pair's; a few ranges at a time, so that the question stays small."""
-        joined: list[Range] = []
-        for begin, end in ranges:
-            if joined and begin <= joined[-1][1]:
-                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-            else:
-                joined.append((begin, end))
-        some = (joined[at : at + 50] for at in range(0, len(joined), 50))
-        return [tick for part in some for _, tick in self.alert_ticks([pair], part)]
-
-    def bucket_ticks(self, pair: Pair, number: int) -> list[AlertTick]:
-        return self.pair_ticks(pair, [(bucket_start(number), bucket_start(number + 1))])
-
-
-def bucket_before(time: int, buckets: Mapping[int, Summary]) -> int | None:
-    """The last bucket, of the minute up to then, that has a tick at a time or before."""
-    near = range(bucket_of(time), bucket_of(time - MINUTE) - 1, -1)
-    return next((number for number in near if number in buckets and buckets[number].first_time <= time), None)
-
-
-def minute_before(
-    newest: int, pair: Pair, buckets: Mapping[int, Summary], ticks: Callable[[Pair, int], Sequence[AlertTick]]
-) -> Decimal | None:
-    """A pair's last price a minute before a gold time, or earlier; None if there is none of the minute before that.
-
-    ticks: all of a bucket, in tick order; asked for only where a bucket's last tick is too late.
-    """
-    time = newest - MINUTE
-    number = bucket_before(time, buckets)
-    if number is None:
-        return None
-    at, price = buckets[number].last_time, buckets[number].close
-    if at > time:
-        within = ticks(pair, number)
-        at, price, _ = within[bisect_left(within, time + 1, key=lambda tick: tick.time) - 1]
-    return price if at >= time - MINUTE else None
 
 
 class Buckets:
@@ -190,13 +75,17 @@ class Buckets:
         self._by_pair: dict[Pair, dict[int, Summary]] = defaultdict(dict)
         # From this number on a pair's buckets are all here.
         self._floors: dict[Pair, int] = {}
+        # Pairs that ended in the same hour go together: one that fell silent long ago costs no look at all since.
+        hours: dict[int, list[Pair]] = defaultdict(list)
         for pair, second in newest.items():
-            self._floors[pair] = second // BUCKET_SECONDS - 2 * ROLLED - ROLLED
-        if newest:
-            kept = silver.buckets(min(self._floors.values()), 1 + max(newest.values()) // BUCKET_SECONDS + ROLLED)
-            for pair, buckets in kept.items():
-                floor = self._floors.setdefault(pair, 0)
-                self._by_pair[pair] = {number: part for number, part in buckets.items() if number >= floor}
+            self._floors[pair] = second // BUCKET_SECONDS - 3 * ROLLED
+            hours[second // 3600].append(pair)
+        for pairs in hours.values():
+            end = max(newest[pair] for pair in pairs) // BUCKET_SECONDS + ROLLED
+            found = silver.buckets(min(self._floors[pair] for pair in pairs), end, pairs)
+            for pair in pairs:
+                kept = found.get(pair, {}).items()
+                self._by_pair[pair] = {number: part for number, part in kept if number >= self._floors[pair]}
 
     def add(self, rows: Iterable[Bucket]) -> None:
         for pair, number, summary, _ in rows:
@@ -217,10 +106,17 @@ class Buckets:
         buckets = self._by_pair[pair]
         return buckets[max(buckets)].last_time
 
-    def view(self, needs: Mapping[Pair, Range]) -> dict[Pair, Mapping[int, Summary]]:
-        """Of each pair a mapping that has its buckets from one number to before another, and perhaps more."""
+    def view(
+        self, needs: Mapping[Pair, Range], silver_written: Callable[[], None]
+    ) -> dict[Pair, Mapping[int, Summary]]:
+        """Of each pair a mapping that has its buckets from one number to before another, and perhaps more.
+
+        silver_written: returns once silver has all ticks that were added; called only where silver is asked.
+        """
         views: dict[Pair, Mapping[int, Summary]] = {pair: self._by_pair[pair] for pair in needs}
         below = {pair: (first, last) for pair, (first, last) in needs.items() if first < self._floors[pair]}
+        if below:
+            silver_written()
         # Pairs that are asked for the same time go together, in one look into silver.
         for first, last in set(below.values()):
             pairs = [pair for pair, asked in below.items() if asked == (first, last)]
@@ -231,94 +127,6 @@ class Buckets:
 
     def floor(self, pair: Pair) -> int:
         return self._floors[pair]
-
-
-class Rows(Generic[Value]):
-    """A gold table: its rows of the spans in use, as values by key, on the driver."""
-
-    def __init__(
-        self,
-        spark: SparkSession,
-        writer: LakeWriter,
-        table: Table,
-        columns: Sequence[Column],
-        parse: Callable[[Row], tuple[Any, Value]],
-        time: Callable[[Any, Value], int],
-        row: Callable[[Any, Value], tuple[object, ...]],
-        sink: Sink | None = None,
-        kept: int = 8,
-    ) -> None:
-        """columns, parse: how a stored row becomes key and value; row: the way back; time: what its span goes by."""
-        self.table = table
-        self._spark, self._writer = spark, writer
-        self._columns, self._parse, self._time, self._row = columns, parse, time, row
-        self._sink, self._kept = sink, kept
-        self._spans: OrderedDict[int, dict[Any, Value]] = OrderedDict()
-
-    def span(self, micros: int) -> int:
-        """The number of the span of a time."""
-        if self.table.file_span is None:
-            return 0
-        return micros // (self.table.file_span // MICROSECOND)
-
-    def load(self, numbers: Iterable[int]) -> dict[int, dict[Any, Value]]:
-        """The rows of these spans, and of those that share files with them."""
-        wanted = set(numbers)
-        if missing := wanted - self._spans.keys():
-            spans, stored = self._writer.stored(self._spark, self.table, missing)
-            wanted.update(spans)
-            for number in spans:
-                self._spans[number] = {}
-            for row in stored.select(*self._columns).collect() if stored is not None else ():
-                key, value = self._parse(row)
-                self._spans[self.span(self._time(key, value))][key] = value
-        for number in wanted:
-            self._spans.move_to_end(number)
-        return {number: self._spans[number] for number in wanted}
-
-    def refresh(self) -> None:
-        """Forget rows that maintenance may have changed since they were read."""
-        if self._writer.was_changed(self.table):
-            self._spans.clear()
-
-    def written(self, batch: Batch) -> bool:
-        return batch.number <= self._writer.batch(self.table)
-
-    def update(
-        self, batch: Batch, numbers: Iterable[int], change: Callable[[int, dict[Any, Value]], None], **metadata: Any
-    ) -> None:
-        """Change the rows of spans, each given to `change`, and commit them. Raises Fenced."""
-        numbers = set(numbers)
-        if not numbers or self.written(batch):
-            return
-        for _ in range(10):
-            try:
-                before = self.load(numbers)
-                after = {number: dict(rows) for number, rows in before.items()}
-                for number in numbers:
-                    change(number, after[number])
-                rows = {
-                    number: [self._row(key, value) for key, value in span.items()] for number, span in after.items()
-                }
-                told = {"query": batch.query, "batch": batch.number, **metadata}
-                self._writer.replace(self.table, rows, **told)
-            except Changed as error:
-                logger.info("%s: its rows are read again", error)
-                self._spans.clear()
-                continue
-            self._spans.update(after)
-            while len(self._spans) > max(self._kept, len(after)):
-                self._spans.popitem(last=False)
-            if self._sink:
-                changed = [
-                    self._row(key, value)
-                    for number, span in after.items()
-                    for key, value in span.items()
-                    if before[number].get(key) != value
-                ]
-                self._sink.changed(self.table, rows, changed)
-            return
-        raise Changed(f"{self.table.qualified_name} is changed by somebody else again and again")
 
 
 class Gold:
@@ -338,40 +146,10 @@ class Gold:
         self._spark, self._root, self._writer, self._rules = spark, root, writer, rules
         self._silver = Silver.of_lake(spark, root, rules)
         self._buckets = Buckets(self._silver, newest)
-        self._prices = {
-            table.name: Rows[Window](
-                *(spark, writer, table, _window_columns(), _window),
-                lambda key, _: key[2],
-                partial(price_row, table),
-                sink,
-            )
-            for table in GOLD_PRICES
-        }
-        rolling = Rows[tuple[object, ...]](
-            *(spark, writer, GOLD_ROLLING_PRICE, _rolling_columns(), _rolling),
-            lambda key, _: key[2],
-            lambda _, row: row,
-            sink,
-        )
-        self._rolling = rolling
-        self._current = Rows[tuple[Newest, float | None, datetime]](
-            *(
-                spark,
-                writer,
-                GOLD_CURRENT_PRICE,
-                _current_columns(),
-                lambda row: _current(row, rules.future_tolerance_seconds),
-            ),
-            lambda *_: 0,
-            lambda asset, value: current_row(asset, *value),
-            sink,
-        )
-        self._alerts = Rows[tuple[Alert, datetime]](
-            *(spark, writer, GOLD_ALERTS, _alert_columns(), _alert),
-            lambda _, value: value[0].opened_at,
-            lambda _, value: alert_row(value[0], rules.alerts, value[1]),
-            sink,
-        )
+        self._prices = {table.name: price_rows(spark, writer, table, sink) for table in GOLD_PRICES}
+        self._rolling = rolling_rows(spark, writer, sink)
+        self._current = current_rows(spark, writer, rules, sink)
+        self._alerts = alert_rows(spark, writer, rules, sink)
         # as_of up to which gold.rolling_price has been looked at, as a bucket's number.
         self._looked: dict[Pair, int] = {}
         # Prices within the bucket of a minute before the current price, by time; that bucket is nearly done with.
@@ -424,7 +202,7 @@ class Gold:
         for rows in self._prices.values():
             rows.refresh()
         for finer, table in itertools.pairwise(GOLD_PRICES):
-            length = _length(table)
+            length = table.window_micros
             changed = {(source, asset, micros // length * length) for source, asset, micros in changed}
             self._roll_up(self._prices[finer.name], self._prices[table.name], changed, batch)
         self._not_rolled_up = set()
@@ -432,7 +210,7 @@ class Gold:
 
     @staticmethod
     def _roll_up(finer: Rows[Window], rows: Rows[Window], keys: set[WindowKey], batch: Batch) -> None:
-        length, step = _length(rows.table), _length(finer.table)
+        length, step = rows.table.window_micros, finer.table.window_micros
 
         def change(number: int, span: dict[WindowKey, Window]) -> None:
             for source, asset, micros in keys:
@@ -455,7 +233,7 @@ class Gold:
             looked = self._looked.get(pair, self._buckets.floor(pair))
             changed = {look for number in numbers for look in range(number + 1, number + reach + 1) if look <= newest}
             if looked < newest:
-                known = self._buckets.view({pair: (self._buckets.floor(pair), newest)})[pair]
+                known = self._buckets.view({pair: (self._buckets.floor(pair), newest)}, silver_written)[pair]
                 changed |= {
                     look
                     for number in known
@@ -464,9 +242,7 @@ class Gold:
             if changed:
                 looks[pair] = sorted(changed)
         needs = {pair: (numbers[0] - reach, numbers[-1]) for pair, numbers in looks.items()}
-        if any(first < self._buckets.floor(pair) for pair, (first, _) in needs.items()):
-            silver_written()
-        views = self._buckets.view(needs)
+        views = self._buckets.view(needs, silver_written)
         rows = self._rolling
         made: dict[int, dict[WindowKey, tuple[object, ...]]] = defaultdict(dict)
         for pair, numbers in looks.items():
@@ -484,14 +260,13 @@ class Gold:
         best: dict[str, Newest] = {}
         for bucket in found:
             asset = bucket.pair[1]
-            if asset not in best or rank(bucket.newest.newness) > rank(best[asset].newness):
-                best[asset] = bucket.newest
+            best[asset] = newer(best.get(asset), bucket.newest)
         if not best or self._current.written(batch):
             return
         known = self._current.load([0])[0]
-        for asset in best:
-            if asset in known and rank(known[asset][0].newness) > rank(best[asset].newness):
-                best[asset] = known[asset][0]
+        for asset, newest in best.items():
+            if asset in known:
+                best[asset] = newer(known[asset][0], newest)
         before = self._minute_before(best, silver_written)
         values = {
             asset: (newest, change_pct(newest.price, before[asset]) if asset in before else None, batch.at)
@@ -506,9 +281,7 @@ class Gold:
             pairs[asset]: (bucket_of(newest.time - OLDEST_COMPARED), bucket_of(newest.time))
             for asset, newest in best.items()
         }
-        if any(first < self._buckets.floor(pair) for pair, (first, _) in needs.items()):
-            silver_written()
-        views = self._buckets.view(needs)
+        views = self._buckets.view(needs, silver_written)
         wanted: set[tuple[Pair, int]] = set()
         for asset, pair in pairs.items():
             time = best[asset].time - MINUTE
@@ -584,9 +357,7 @@ class Gold:
         low = first - 2 * ROLLED
         high = newest + 1 if first >= self._buckets.floor(pair) else min(newest, last + FOLLOWED_BUCKETS) + 1
         while True:
-            if low < self._buckets.floor(pair):
-                silver_written()
-            view = self._buckets.view({pair: (low, high)})[pair]
+            view = self._buckets.view({pair: (low, high)}, silver_written)[pair]
             numbers = sorted(number for number in view if low + rule.reach <= number < high)
             at = bisect_left(numbers, first)
             while at > 0 and bound(view, numbers[at - 1], rule) >= rule.threshold / 2:
@@ -638,78 +409,6 @@ class Gold:
         return {(row["source"], row["asset"], row["start"]) for row in keys.collect()}
 
 
-def _length(table: Table) -> int:
-    """Of a price table's windows, in microseconds."""
-    assert table.window is not None
-    return table.window // MICROSECOND
-
-
 def _last_closed(alerts: Iterable[Alert], before: int) -> int | None:
     """When the last of the episodes that opened before a time was closed."""
     return max((a.closed_at for a in alerts if a.opened_at < before and a.closed_at is not None), default=None)
-
-
-# How stored rows become keys and values again.
-
-
-def _micros(name: str) -> Column:
-    return F.unix_micros(name).alias(name)
-
-
-def _window_columns() -> tuple[Column, ...]:
-    return (
-        *(F.col(name) for name in ("source", "asset", "tick_count", "price_sum", "price_m2", "high", "low")),
-        *(
-            F.col("open"),
-            stored_order("open_order").alias("first"),
-            F.col("close"),
-            stored_order("close_order").alias("last"),
-        ),
-        *(F.col("volume"), F.col("notional"), _micros("window_start"), _micros("updated_at")),
-    )
-
-
-def _window(row: Row) -> tuple[WindowKey, Window]:
-    told = row.asDict()
-    key = (told.pop("source"), told.pop("asset"), told.pop("window_start"))
-    updated_at = to_time(told.pop("updated_at"))
-    first, last = tuple(told.pop("first")), tuple(told.pop("last"))
-    return key, Window(Summary(**told, open_order=first, close_order=last), updated_at)
-
-
-def _rolling_columns() -> tuple[Column, ...]:
-    names = ("source", "asset", "average_1m", "volatility_pct", "low", "high", "tick_count")
-    return (*(F.col(name) for name in names), _micros("as_of"), _micros("updated_at"))
-
-
-def _rolling(row: Row) -> tuple[WindowKey, tuple[object, ...]]:
-    source, asset, *values, as_of, updated_at = row
-    return (source, asset, as_of), (source, asset, to_time(as_of), *values, to_time(updated_at))
-
-
-def _current_columns() -> tuple[Column, ...]:
-    order = "current_order"
-    rest = (F.col(f"{order}.{name}") for name in ("source", "trade_id", "producer", "sequence", "event_id"))
-    newness = F.struct(F.unix_micros(f"{order}.known_at"), F.unix_micros(f"{order}.event_time"), *rest)
-    return (F.col("asset"), F.col("price_usd"), newness.alias("newness"), F.col("change_pct_1m"), _micros("updated_at"))
-
-
-def _current(row: Row, future_tolerance: float) -> tuple[str, tuple[Newest, float | None, datetime]]:
-    newness = tuple(row["newness"])
-    known_at, event_time = newness[:2]
-    # As in is_future: a venue's time too far ahead of the receipt is not believed.
-    time = known_at if event_time - known_at > future_tolerance * 1_000_000 else event_time
-    newest = Newest(newness, row["price_usd"], time)
-    return row["asset"], (newest, row["change_pct_1m"], to_time(row["updated_at"]))
-
-
-def _alert_columns() -> tuple[Column, ...]:
-    names = ("alert_id", "source", "asset", "direction", "reference_price", "trigger_price", "peak_change_pct")
-    times = ("opened_at", "reference_time", "closed_at", "updated_at")
-    return (*(F.col(name) for name in names), *(_micros(name) for name in times))
-
-
-def _alert(row: Row) -> tuple[str, tuple[Alert, datetime]]:
-    told = row.asDict()
-    updated_at = to_time(told.pop("updated_at"))
-    return told["alert_id"], (Alert(**told), updated_at)

@@ -20,8 +20,10 @@ from lake.summaries import (
     Pair,
     Summary,
     as_price,
+    bucket_of,
     bucket_start,
     merge,
+    rank,
     summary_of,
     to_time,
 )
@@ -59,6 +61,11 @@ class Newest(NamedTuple):
     newness: Newness
     price: Decimal
     time: int
+
+
+def newer(one: Newest | None, other: Newest) -> Newest:
+    """The newer of two, of which the first may be none."""
+    return one if one is not None and rank(one.newness) > rank(other.newness) else other
 
 
 class Window(NamedTuple):
@@ -172,3 +179,27 @@ def episodes(
             alerts[closed.alert_id] = closed
         yield stretch, last_closed_at, list(alerts.values())
         last_closed_at = watch.last_closed_at
+
+
+def bucket_before(time: int, buckets: Mapping[int, Summary]) -> int | None:
+    """The last bucket, of the minute up to then, that has a tick at a time or before."""
+    near = range(bucket_of(time), bucket_of(time - MINUTE) - 1, -1)
+    return next((number for number in near if number in buckets and buckets[number].first_time <= time), None)
+
+
+def minute_before(
+    newest: int, pair: Pair, buckets: Mapping[int, Summary], ticks: Callable[[Pair, int], Sequence[AlertTick]]
+) -> Decimal | None:
+    """A pair's last price a minute before a gold time, or earlier; None if there is none of the minute before that.
+
+    ticks: all of a bucket, in tick order; asked for only where a bucket's last tick is too late.
+    """
+    time = newest - MINUTE
+    number = bucket_before(time, buckets)
+    if number is None:
+        return None
+    at, price = buckets[number].last_time, buckets[number].close
+    if at > time:
+        within = ticks(pair, number)
+        at, price, _ = within[bisect_left(within, time + 1, key=lambda tick: tick.time) - 1]
+    return price if at >= time - MINUTE else None

@@ -7,15 +7,15 @@ corrected or remembered here. Memory holds the buckets of one pair at a time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lake.commits import TableLog
-from lake.gold import Silver, minute_before
 from lake.metrics import (
     MINUTE,
     ROLLED,
@@ -28,11 +28,24 @@ from lake.metrics import (
     change_pct,
     current_row,
     episodes,
+    minute_before,
+    newer,
     price_row,
     rolling_row,
 )
-from lake.summaries import Pair, Summary, bucket_of, bucket_start, merge, rank, to_micros
-from lake.tables import GOLD_ALERTS, GOLD_CURRENT_PRICE, GOLD_PRICES, GOLD_ROLLING_PRICE, Table
+from lake.silver import Silver
+from lake.summaries import Pair, Summary, bucket_of, bucket_start, merge, to_micros
+from lake.tables import (
+    GOLD_ALERTS,
+    GOLD_CURRENT_PRICE,
+    GOLD_PRICE_1D,
+    GOLD_PRICES,
+    GOLD_ROLLING_PRICE,
+    QUALITY_RESULTS,
+    TABLES,
+    Table,
+)
+from lake.writer import rewrite
 
 DAY = 86_400_000_000
 HOUR = DAY // 24
@@ -78,6 +91,31 @@ def batch_of(log: TableLog, limit: int | None = None) -> tuple[int, int]:
     return max(0, found), -1
 
 
+@dataclass
+class Snapshot:
+    """The tables of a lake as of one micro-batch."""
+
+    spark: SparkSession
+    root: str
+    batch: int
+    versions: dict[str, int]
+
+    @classmethod
+    def newest(cls, spark: SparkSession, root: str) -> Snapshot:
+        """As of the last micro-batch that all tables have: the longest window is written after all else."""
+        logs = {table.qualified_name: TableLog(spark, table.path(root)) for table in TABLES if table != QUALITY_RESULTS}
+        _, batch = batch_of(logs[GOLD_PRICE_1D.qualified_name])
+        return cls(spark, root, batch, {name: batch_of(log, batch)[0] for name, log in logs.items()})
+
+    def read(self, table: Table) -> DataFrame:
+        version = self.versions[table.qualified_name]
+        return self.spark.read.format("delta").option("versionAsOf", version).load(table.path(self.root))
+
+    def rewrite(self, table: Table, spans: Mapping[int, Sequence[Row]]) -> list[int]:
+        """Let these be all rows of the spans; the spans that were left, since somebody has written them meanwhile."""
+        return rewrite(TableLog(self.spark, table.path(self.root)), table, self.read(table).inputFiles(), spans)
+
+
 def gold_rows(silver: Silver, rules: GoldRules, period: Period, at: datetime) -> Iterator[tuple[Table, Row]]:
     """The rows of gold's tables whose time lies in the period; gold.current_price only where that is ALWAYS.
 
@@ -90,8 +128,8 @@ def gold_rows(silver: Silver, rules: GoldRules, period: Period, at: datetime) ->
     closest: dict[Pair, dict[int, Summary]] = {}
     for pair, buckets, latest in _pairs(silver.summaries(begin, end)):
         yield from _rows_of(pair, buckets, silver, rules, period, days, at)
-        if pair[1] not in newest or rank(latest.newness) > rank(newest[pair[1]].newness):
-            newest[pair[1]] = latest
+        newest[pair[1]] = newer(newest.get(pair[1]), latest)
+        if newest[pair[1]] is latest:
             closest[pair] = {n: s for n, s in buckets.items() if n >= bucket_of(latest.time - 3 * MINUTE)}
     if period == ALWAYS:
         for asset, tick in newest.items():
@@ -113,8 +151,7 @@ def _pairs(summaries: DataFrame) -> Iterator[tuple[Pair, dict[int, Summary], New
                 yield pair, buckets, newest
             pair, buckets, newest = bucket.pair, {}, None
         buckets[bucket.number] = bucket.summary
-        if newest is None or rank(bucket.newest.newness) > rank(newest.newness):
-            newest = bucket.newest
+        newest = newer(newest, bucket.newest)
     if pair and newest:
         yield pair, buckets, newest
 
@@ -133,8 +170,7 @@ def _rows_of(
         (*pair, bucket_start(number)): [buckets[number]] for number in numbers if days.has(bucket_start(number))
     }
     for table in GOLD_PRICES:
-        assert table.window is not None
-        length = table.window.seconds * 1_000_000 or DAY
+        length = table.window_micros
         longer: dict[WindowKey, list[Summary]] = defaultdict(list)
         for (source, asset, micros), parts in windows.items():
             longer[source, asset, micros // length * length] += parts
@@ -153,16 +189,27 @@ def _rows_of(
                 yield GOLD_ALERTS, alert_row(alert, rules.alerts, at)
 
 
-def table_span(table: Table, micros: int) -> int:
-    """The number of the span of a time."""
-    return 0 if table.file_span is None else micros // (table.file_span // timedelta(microseconds=1))
+def by_span(table: Table, rows: Iterable[Row], spans: Iterable[int]) -> dict[int, list[Row]]:
+    """Of each of these spans the rows that are of it."""
+    found: dict[int, list[Row]] = {span: [] for span in spans}
+    for row in rows:
+        span = table.span(_time_of(table, row))
+        if span in found:
+            found[span].append(row)
+    return found
 
 
-def stored_rows(spark: SparkSession, root: str, table: Table, version: int, period: Period) -> DataFrame:
-    """A gold table's rows of a period as of a version; times in microseconds since 1970, no columns for merging."""
-    rows = spark.read.format("delta").option("versionAsOf", version).load(table.path(root))
+def _time_of(table: Table, row: Row) -> int:
+    """The time that a row's span goes by, in microseconds since 1970; 0 where it is of none."""
+    time = row[table.column_names.index(table.file_time)] if table.file_time else None
+    return to_micros(time) if isinstance(time, datetime) else 0
+
+
+def stored_rows(snapshot: Snapshot, table: Table, period: Period) -> DataFrame:
+    """A gold table's rows of a period; times in microseconds since 1970, no columns for merging."""
+    rows = snapshot.read(table)
     if table.file_time and period != ALWAYS:
-        length = table.window.seconds * 1_000_000 or DAY if table.window else 1
+        length = table.window_micros if table.window else 1
         start = F.unix_micros(table.file_time)
         rows = rows.where((start < period.end) & (start + length > period.begin))
     columns = [column for column in table.columns if not column.type.startswith("STRUCT")]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 PRICE = "DECIMAL(28,12)"
+_MICROSECOND = timedelta(microseconds=1)
 # First by gold time, then by what the venue and the ingester number: a total order of one instrument's ticks.
 TICK_ORDER = (
     "STRUCT<gold_time: TIMESTAMP, trade_epoch: BIGINT, trade_id: BIGINT, producer: STRING, sequence: BIGINT, "
@@ -64,6 +65,16 @@ class Table:
     def schema(self) -> str:
         """The columns as a schema in SQL."""
         return ", ".join(f"{column.name} {column.type}" for column in self.columns)
+
+    def span(self, micros: int) -> int:
+        """The number of the span of time that a file with rows of this time is of; microseconds since 1970."""
+        return 0 if self.file_span is None else micros // (self.file_span // _MICROSECOND)
+
+    @property
+    def window_micros(self) -> int:
+        """How long a row's window is, in microseconds."""
+        assert self.window is not None, f"{self.qualified_name} has no windows"
+        return self.window // _MICROSECOND
 
     def path(self, root: str) -> str:
         """Where the table is under a lake's root."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from delta.exceptions import ConcurrentTransactionException, DeltaConcurrentModificationException
@@ -26,6 +26,7 @@ from pyspark.sql import functions as F
 
 from lake.commits import DataFile, TableLog, Transaction
 from lake.parquet import arrow_table, encoded, statistics
+from lake.summaries import to_micros
 from lake.tables import Table
 
 APPLICATION = "tickhouse.writer"
@@ -331,9 +332,6 @@ def _file(transaction: Transaction, table: Table, rows: Sequence[tuple[object, .
     return transaction.add(stored, partition, statistics(table, content))
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
 def span_of(table: Table) -> Any:
     """The number of the span of time that a row's file is of: time // table.file_span, as a BIGINT column."""
     if table.file_span is None:
@@ -344,9 +342,6 @@ def span_of(table: Table) -> Any:
 def _spans_of(file: DataFile, table: Table) -> set[int]:
     if table.file_span is None:
         return {0}
-    first, last = (_parsed(values[table.file_time]) for values in (file.lowest, file.highest))
-    return set(range((first - _EPOCH) // table.file_span, (last - _EPOCH) // table.file_span + 1))
-
-
-def _parsed(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    told = (values[table.file_time] for values in (file.lowest, file.highest))
+    first, last = (table.span(to_micros(datetime.fromisoformat(text))) for text in told)
+    return set(range(first, last + 1))

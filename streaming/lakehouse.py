@@ -18,8 +18,9 @@ from pyspark.sql import functions as F
 
 from conf.settings import Settings
 from lake.gaps import Gap, frame, newest, reconciled, unfilled
-from lake.gold import Batch, Gold
+from lake.gold import Gold
 from lake.intervals import holes
+from lake.rows import Batch
 from lake.rules import PROPERTY, deciding, differences, gold_rules
 from lake.seen import Found, Seen, overview, strays, summary
 from lake.sinks import Sink
