@@ -258,8 +258,8 @@ def prove(spark: SparkSession, settings: Settings, period: Period, *, repair: bo
         print(check, flush=True)
 
     bronze = snapshot.read(BRONZE_TICKS)
-    records = bronze.withColumnRenamed("kafka_timestamp", "timestamp")
-    checked = judged(records, settings.rejects_topic, settings.gaps_topic).persist(StorageLevel.DISK_ONLY)
+    checked = judged(bronze, settings.rejects_topic, settings.gaps_topic).drop("key", "kafka_timestamp")
+    checked = checked.persist(StorageLevel.DISK_ONLY)
     valid = valid_ticks(checked, settings.gaps_topic, settings.future_tolerance_seconds)
     ticks = first_deliveries(valid).withColumn("is_late", F.lit(False)).persist(StorageLevel.DISK_ONLY)
     for check in bronze_checks(bronze):

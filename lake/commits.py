@@ -71,6 +71,11 @@ class TableLog:
                 return dict(json.loads(told)) if told.startswith("{") else {}
         return {}
 
+    def checkpoint(self) -> None:
+        """Write the newest version's state as one file, and delete log files that nobody needs any more."""
+        self._names.spark_session.setActiveSession(self._session)
+        self._log.checkpoint()
+
     def property(self, name: str) -> str | None:
         """A property of the table."""
         found = self._log.update(False, self._names.option.empty(), self._names.option.empty()).metadata()
@@ -154,6 +159,12 @@ class Transaction:
             "stats": statistics,
         }
         return self._data_file(self._names.action.fromJson(json.dumps({"add": told})))
+
+    def discard(self, files: Sequence[DataFile]) -> None:
+        """Delete files that were written and are not to be committed."""
+        for file in files:
+            path = self._names.path(file.path)
+            path.getFileSystem(self._hadoop_conf).delete(path, False)
 
     def _data_files(self, adds: Any) -> list[DataFile]:
         return [self._data_file(add) for add in adds]

@@ -23,6 +23,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from lake.alerts import Alert, AlertTick, bound
+from lake.commits import DataFile
 from lake.metrics import (
     MINUTE,
     OLDEST_COMPARED,
@@ -41,7 +42,7 @@ from lake.metrics import (
     rolling_row,
 )
 from lake.rows import Batch, Rows, alert_rows, current_rows, price_rows, rolling_rows
-from lake.silver import Silver
+from lake.silver import Recent, Silver
 from lake.sinks import Sink
 from lake.summaries import (
     BUCKET_SECONDS,
@@ -144,7 +145,8 @@ class Gold:
     ) -> None:
         """newest: of each pair in silver, the second since 1970 of its newest minute."""
         self._spark, self._root, self._writer, self._rules = spark, root, writer, rules
-        self._silver = Silver.of_lake(spark, root, rules)
+        self._recent = Recent(spark, newest)
+        self._silver = Silver.of_lake(spark, root, rules, recent=self._recent)
         self._buckets = Buckets(self._silver, newest)
         self._prices = {table.name: price_rows(spark, writer, table, sink) for table in GOLD_PRICES}
         self._rolling = rolling_rows(spark, writer, sink)
@@ -160,6 +162,10 @@ class Gold:
         self._not_rolled_up = self._changed_since_roll_up()
 
     # --- one micro-batch
+
+    def has(self, files: Iterable[DataFile]) -> None:
+        """silver.ticks has these files now."""
+        self._recent.add(files)
 
     def take(self, found: Sequence[Bucket], counted: bool) -> dict[Pair, list[int]]:
         """Add a micro-batch's buckets, unless silver had them when this began; the changed ones of each pair."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lake.alerts import AlertTick
+from lake.commits import DataFile
 from lake.metrics import (
     GoldRules,
     Range,
@@ -20,22 +22,67 @@ from lake.summaries import (
     Summary,
     bucket_start,
     bucket_summaries,
+    to_micros,
 )
 from lake.tables import (
     SILVER_TICKS,
 )
 from lake.ticks import feeds_gold, gold_time
 
+# So many files of silver.ticks are remembered: a quarter of an hour of small micro-batches.
+KEPT_FILES = 1_000
+
+
+class Recent:
+    """The newest files of silver.ticks, by the gold times that their ticks may have.
+
+    Delta would find them too, by a Spark job over its log after every commit, which takes as long as a micro-batch.
+    """
+
+    def __init__(self, spark: SparkSession, newest: Mapping[Pair, int]) -> None:
+        """newest: of the pairs that silver has already, the second since 1970 of their newest minute."""
+        self._spark = spark
+        # Gold times from which on the files that are known have all ticks.
+        self._floors = {pair: (second + 60) * 1_000_000 for pair, second in newest.items()}
+        self._floor = 0
+        self._files: deque[tuple[int, int, str]] = deque()
+
+    def add(self, files: Iterable[DataFile]) -> None:
+        """Files that were committed."""
+        for file in files:
+            first, last = (
+                [to_micros(datetime.fromisoformat(told[name])) for name in ("event_time", "received_at")]
+                for told in (file.lowest, file.highest)
+            )
+            # Delta's statistics are cut to milliseconds.
+            self._files.append((min(first), max(last) + 1_000, file.path))
+        while len(self._files) > KEPT_FILES:
+            self._floor = max(self._floor, self._files.popleft()[1])
+
+    def rows(self, begin: int, end: int, pairs: Collection[Pair]) -> DataFrame | None:
+        """Rows with all ticks of the pairs from one gold time to before another; None if there may be more of them."""
+        paths = [path for first, last, path in self._files if first < end and last > begin]
+        if not paths or begin < max(self._floor, *(self._floors.get(pair, 0) for pair in pairs)):
+            return None
+        return self._spark.read.schema(SILVER_TICKS.stored_schema).parquet(*paths)
+
 
 class Silver:
     """The ticks that feed gold, read back from rows of silver.ticks."""
 
-    def __init__(self, load: Callable[[], DataFrame], rules: GoldRules) -> None:
+    def __init__(self, load: Callable[[], DataFrame], rules: GoldRules, recent: Recent | None = None) -> None:
         """load: the rows as they are then."""
-        self._load, self._rules = load, rules
+        self._load, self._rules, self._recent = load, rules, recent
 
     @classmethod
-    def of_lake(cls, spark: SparkSession, root: str, rules: GoldRules, version: int | None = None) -> Silver:
+    def of_lake(
+        cls,
+        spark: SparkSession,
+        root: str,
+        rules: GoldRules,
+        version: int | None = None,
+        recent: Recent | None = None,
+    ) -> Silver:
         """silver.ticks as of now, or as of a version."""
 
         def load() -> DataFrame:
@@ -44,11 +91,12 @@ class Silver:
                 reader = reader.option("versionAsOf", version)
             return reader.load(SILVER_TICKS.path(root))
 
-        return cls(load, rules)
+        return cls(load, rules, recent)
 
-    def ticks(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
+    def ticks(self, begin: int, end: int, pairs: Collection[Pair] | None = None) -> DataFrame:
         """Rows by gold time, in microseconds since 1970 and without the end."""
-        ticks = self._load().where(feeds_gold(self._rules.symbols))
+        recent = self._recent.rows(begin, end, pairs) if self._recent and pairs else None
+        ticks = (self._load() if recent is None else recent).where(feeds_gold(self._rules.symbols))
         if begin > 0:
             # Not by gold_time(), of which the files have no statistics.
             first, last = F.timestamp_micros(F.lit(begin)), F.timestamp_micros(F.lit(end))
@@ -60,11 +108,11 @@ class Silver:
         named = [F.struct(F.lit(source), F.lit(asset)) for source, asset in pairs]
         return ticks.where(F.struct("source", "asset").isin(*named))
 
-    def summaries(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
+    def summaries(self, begin: int, end: int, pairs: Collection[Pair] | None = None) -> DataFrame:
         """The buckets of a time, as `bucket_summaries`."""
         return bucket_summaries(self.ticks(begin, end, pairs), "source", "asset")
 
-    def buckets(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
+    def buckets(self, begin: int, end: int, pairs: Collection[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
         """The buckets from one number to before another."""
         found: dict[Pair, dict[int, Summary]] = defaultdict(dict)
         for row in self.summaries(bucket_start(begin), bucket_start(end), pairs).toLocalIterator():

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,13 @@ from lake.summaries import to_micros
 from lake.tables import Table
 
 APPLICATION = "tickhouse.writer"
+# Delta would write a checkpoint of the log in every tenth commit, which takes longer than a micro-batch: it is written
+# beside the stream instead, and less often.
+CHECKPOINT_EVERY = 100
+PROPERTIES = {"delta.checkpointInterval": "1000000000"}
+
+
+logger = logging.getLogger(__name__)
 
 
 class Fenced(RuntimeError):
@@ -82,6 +90,12 @@ class LakeWriter:
         self.epoch = 0
         self._tables = {table.qualified_name: _Written(TableLog(spark, table.path(root))) for table in tables}
         self._look()
+        # One thing at a time, and never more than a few in wait: a table asks every hundredth commit.
+        self._upkeep = ThreadPoolExecutor(1, "upkeep")
+
+    def close(self) -> None:
+        """Wait until what goes on in the background is done."""
+        self._upkeep.shutdown()
 
     def _look(self) -> None:
         for written in self._tables.values():
@@ -134,14 +148,30 @@ class LakeWriter:
         """What was kept with the table's last micro-batch, `query` among it; empty if it has none."""
         return self._tables[table.qualified_name].metadata
 
-    def append(self, rows: DataFrame, table: Table, query: str, batch: int, **metadata: Any) -> None:
-        """Append the rows of a micro-batch, unless the table has it. Raises Fenced."""
+    def append(
+        self,
+        rows: DataFrame,
+        table: Table,
+        query: str,
+        batch: int,
+        decided: Callable[[], dict[str, Any] | None] = dict,
+    ) -> list[DataFile] | None:
+        """Append the rows of a micro-batch, unless the table has it. The files added; None if none were to be.
+
+        decided: asked when the rows are written: what to keep with them, or None if they are not to be added after
+        all. Raises Fenced.
+        """
         written = self._tables[table.qualified_name]
         if batch <= written.batch:
-            return
+            return []
         transaction = self._begin(table)
         added = transaction.write(rows.select(*table.column_names))
+        metadata = decided()
+        if metadata is None:
+            transaction.discard(added)
+            return None
         self._finish(table, transaction, added, [], {"query": query, "batch": batch, **metadata})
+        return added
 
     def fold(
         self,
@@ -177,9 +207,7 @@ class LakeWriter:
         files = self._files_of(table, spans)
         if not files:
             return spans, None
-        names = set(table.column_names) - set(table.partitioned_by)
-        schema = ", ".join(f"{column.name} {column.type}" for column in table.columns if column.name in names)
-        return spans, spark.read.schema(schema).parquet(*(file.path for file in files))
+        return spans, spark.read.schema(table.stored_schema).parquet(*(file.path for file in files))
 
     def was_changed(self, table: Table) -> bool:
         """Whether maintenance has changed the table since its rows were read. Raises Fenced."""
@@ -279,6 +307,17 @@ class LakeWriter:
         metadata = {"epoch": self.epoch, **metadata}
         written.version = self._commit(table.qualified_name, transaction, added, removed, metadata)
         written.batch, written.metadata = metadata["batch"], metadata
+        # Not all tables in the same micro-batch.
+        turn = list(self._tables).index(table.qualified_name) * (CHECKPOINT_EVERY // len(self._tables))
+        if (written.version + turn) % CHECKPOINT_EVERY == 0:
+            self._upkeep.submit(self._checkpoint, written.log)
+
+    @staticmethod
+    def _checkpoint(log: TableLog) -> None:
+        try:
+            log.checkpoint()
+        except Exception:
+            logger.exception("%s: no checkpoint of the log, until %d commits later", log.path, CHECKPOINT_EVERY)
 
     def _commit(
         self,

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 from pyspark import inheritable_thread_target
 from pyspark.errors import AnalysisException
@@ -32,13 +33,18 @@ from lake.tables import (
     SILVER_QUARANTINE,
     SILVER_TICKS,
     TABLES,
+    Table,
 )
-from lake.ticks import bronze, gold_time, judged, quarantined, sorted_out, valid_ticks
-from lake.writer import Fenced, LakeWriter, create_table
+from lake.ticks import RECORD, bronze, canonical, gold_time, judged, of_ticks, quarantined, sorted_out
+from lake.writer import PROPERTIES, Fenced, LakeWriter, create_table
 
 logger = logging.getLogger(__name__)
 
 STREAMED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, SILVER_GAPS, *GOLD)
+
+
+# A micro-batch of fewer records is faster done by one task.
+FEW = 20_000
 
 
 class CheckpointError(RuntimeError):
@@ -68,14 +74,21 @@ class Lakehouse:
     began: datetime = EPOCH
     idle: threading.Event = field(default_factory=threading.Event)
     last: Batch | None = None
+    # How many the last micro-batch had.
+    records: int = FEW
     # What ended the query, where another writer did: Spark hands on only its text.
     fenced: Fenced | None = None
 
     def __post_init__(self) -> None:
         self.idle.set()
 
+    def canonical(self, records: DataFrame) -> DataFrame:
+        """Kafka's records as `write_batch` takes them."""
+        settings = self.settings
+        return canonical(records, settings.rejects_topic, settings.gaps_topic, settings.future_tolerance_seconds)
+
     def write_batch(self, records: DataFrame, batch: int) -> None:
-        """One micro-batch of Kafka records into every table."""
+        """One micro-batch of `canonical` records into every table."""
         self.idle.clear()
         try:
             query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
@@ -92,7 +105,12 @@ class Lakehouse:
         lake, settings = self.writer, self.settings
         batch = Batch(query, number, max(datetime.now(UTC), self.began + timedelta(microseconds=1)))
         at, told = batch.at, {"query": query, "batch": number}
-        checked = judged(records, settings.rejects_topic, settings.gaps_topic).persist()
+        # One task and one file a table, where there is not much to do.
+        records = (records.coalesce(1) if self.records < FEW else records).persist()
+        cached = [records]
+        replayed = number <= lake.batch(SILVER_TICKS)
+        # What to keep with silver's rows if all records are new ticks; None if they are not.
+        decision: Future[dict[str, Any] | None] = Future()
         with ThreadPoolExecutor(8) as threads:
 
             def start(step: Callable[..., None], *args: object, **options: object) -> Future[None]:
@@ -100,43 +118,68 @@ class Lakehouse:
                 return running[-1]
 
             running: list[Future[None]] = []
-            if not self.rebuilding:
-                start(lake.append, bronze(records, at), BRONZE_TICKS, **told)
-            valid = valid_ticks(checked, settings.gaps_topic, settings.future_tolerance_seconds)
-            kinds = sorted_out(checked, settings.gaps_topic, settings.future_tolerance_seconds)
-            told_of = overview(kinds, settings.gold_symbols).collect()
-            replayed = number <= lake.batch(SILVER_TICKS)
-            found = None if replayed else self.seen.only_new(told_of)
-            if found:
-                ticks = valid.withColumn("is_late", F.lit(False))
-            else:
-                ticks = self._first_of(valid, replayed).persist()
-                found = Found().add(summary(ticks, settings.gold_symbols).collect())
-            strange = {row.kind for row in told_of} - {"tick"}
-            if strange:
-                found.add(strays(checked, settings.gaps_topic).collect())
-            seen = self.seen.with_found(found)
-            changed, early = self._gaps(found, seen, at)
-            state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
-            silver = start(lake.append, ticks, SILVER_TICKS, **told, **state)
-            if changed:
-                start(lake.fold, frame(self.spark, changed), SILVER_GAPS, **told, spans=[0], folded=newest)
-            buckets = found.buckets
-            dirty = self.gold.take(buckets, counted=replayed)
-            start(self.gold.prices, buckets, batch)
-            start(self.gold.rolling, dirty, batch, silver.result)
-            start(self.gold.current, buckets, batch, silver.result)
-            start(self.gold.alerts, dirty, batch, silver.result)
-            if "bad" in strange:
-                start(lake.append, quarantined(checked, at), SILVER_QUARANTINE, **told)
+            try:
+                if not self.rebuilding:
+                    start(self._append, bronze(records, at), BRONZE_TICKS, **told)
+                # They nearly always are: silver's files are written while that is looked into.
+                ticks = of_ticks(records).withColumn("is_late", F.lit(False))
+                silver = start(self._append_ticks, ticks, decision.result, **told)
+                kinds = overview(records, settings.gold_symbols).collect()
+                strange = any(row.kind == "odd" for row in kinds)
+                if strange:
+                    odd = records.where(F.col("kind") == "odd").select(*RECORD)
+                    checked = judged(odd, settings.rejects_topic, settings.gaps_topic).persist()
+                    sorted_odd = sorted_out(checked, settings.gaps_topic, settings.future_tolerance_seconds)
+                    records = records.select(*sorted_odd.columns).where(F.col("kind") == "tick").unionByName(sorted_odd)
+                    cached.append(checked)
+                    kinds = overview(records, settings.gold_symbols).collect()
+                found = None if replayed else self.seen.only_new(kinds)
+                as_tried = found is not None and not strange
+                if not as_tried:
+                    decision.set_result(None)
+                    silver.result()
+                    ticks = of_ticks(records).withColumn("is_late", F.lit(False))
+                if found is None:
+                    ticks = self._first_of(of_ticks(records), replayed).persist()
+                    cached.append(ticks)
+                    found = Found().add(summary(ticks, settings.gold_symbols).collect())
+                if strange:
+                    found.add(strays(checked, settings.gaps_topic).collect())
+                seen = self.seen.with_found(found)
+                changed, early = self._gaps(found, seen, at)
+                state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
+                if as_tried:
+                    decision.set_result(state)
+                else:
+                    silver = start(self._append_ticks, ticks, lambda: state, **told)
+                if changed:
+                    start(lake.fold, frame(self.spark, changed), SILVER_GAPS, **told, spans=[0], folded=newest)
+                buckets = found.buckets
+                dirty = self.gold.take(buckets, counted=replayed)
+                start(self.gold.prices, buckets, batch)
+                start(self.gold.rolling, dirty, batch, silver.result)
+                start(self.gold.current, buckets, batch, silver.result)
+                start(self.gold.alerts, dirty, batch, silver.result)
+                if any(row.kind == "bad" for row in kinds):
+                    start(self._append, quarantined(checked, at), SILVER_QUARANTINE, **told)
+            finally:
+                # Nobody is to wait for it any more, whatever went wrong.
+                decision.cancel()
             for step in running:
                 step.result()
         self.gold.roll_up(batch)
         self.seen, self.early, self.began, self.last = seen, early, at, batch
         self.gaps = unfilled([*self.gaps.values(), *changed])
-        for cached in (ticks, checked):
-            cached.unpersist()
-        logger.info("batch %d: %.2f s", number, time.monotonic() - started)
+        self.records = sum(row.records for row in kinds)
+        for rows in cached:
+            rows.unpersist()
+        logger.info("batch %d: %d records in %.2f s", number, self.records, time.monotonic() - started)
+
+    def _append(self, rows: DataFrame, table: Table, **told: Any) -> None:
+        self.writer.append(rows, table, **told)
+
+    def _append_ticks(self, ticks: DataFrame, decided: Callable[[], dict[str, Any] | None], **told: Any) -> None:
+        self.gold.has(self.writer.append(ticks, SILVER_TICKS, decided=decided, **told) or [])
 
     def finish(self) -> None:
         """After the last micro-batch: the longer windows as of now."""
@@ -181,7 +224,8 @@ def opened(spark: SparkSession, settings: Settings) -> LakeWriter:
     """The lake's writer, with tables that are absent created. It has not claimed the lake yet."""
     for table in TABLES:
         made_by = {PROPERTY: deciding(settings)} if table == SILVER_TICKS else {}
-        create_table(spark, table, settings.lake_root, made_by)
+        streamed = PROPERTIES if table in STREAMED else {}
+        create_table(spark, table, settings.lake_root, {**made_by, **streamed})
     return LakeWriter(spark, settings.lake_root, STREAMED)
 
 

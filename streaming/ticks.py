@@ -60,9 +60,12 @@ def start(
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
         .load()
+        .withColumnRenamed("timestamp", "kafka_timestamp")
     )
+    # Read here, so that Spark makes up its mind about the expressions once, and not for each micro-batch.
     writing = (
-        records.writeStream.queryName("ticks")
+        lakehouse.canonical(records)
+        .writeStream.queryName("ticks")
         .foreachBatch(lakehouse.write_batch)
         .option("checkpointLocation", settings.checkpoint_location)
     )
@@ -79,6 +82,7 @@ def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> N
             query.stop()
             break
     lakehouse.finish()
+    lakehouse.writer.close()
 
 
 def sink_of(spark: SparkSession, wanted: Sequence[str] | None) -> Sink | None:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from pyspark.sql import DataFrame, SparkSession
 
-from lake.ticks import CANONICAL, judged, quarantined, valid_ticks
+from lake.tables import SILVER_TICKS
+from lake.ticks import CANONICAL, canonical, judged, quarantined, valid_ticks
 from tests.ingestion.test_ticks import TICK as INGESTED
 from tests.oracle import NotATick, Record, Tick, tick_of
 
@@ -41,11 +42,13 @@ CHANGES: tuple[tuple[str, object], ...] = (
     ("price_usd", "1_000"),
     ("price_usd", []),
     ("quantity", "0.00000000000000"),
+    ("quantity", "9999999999999999.5"),
     ("quantity", "-0.5"),
     ("quantity", ""),
     ("quantity", False),
     ("asset", "a" * 64),
     ("asset", "a" * 65),
+    ("asset", "null"),
     ("asset", "bitcoin\n"),
     ("symbol", "BTC/USD"),
     ("quote", None),
@@ -58,6 +61,7 @@ CHANGES: tuple[tuple[str, object], ...] = (
     ("sequence", None),
     ("sequence", 1.0),
     ("producer", None),
+    ("producer", "null"),
     ("event_time", None),
     ("event_time", "1899-12-31T23:59:59.999999Z"),
     ("event_time", "2024-02-30T00:00:00Z"),
@@ -71,7 +75,7 @@ CHANGES: tuple[tuple[str, object], ...] = (
 def records(spark: SparkSession, values: list[bytes | None]) -> DataFrame:
     rows = [(None, None if value is None else bytearray(value), "ticks", 0, n, None) for n, value in enumerate(values)]
     return spark.createDataFrame(
-        rows, "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, timestamp TIMESTAMP"
+        rows, "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, kafka_timestamp TIMESTAMP"
     )
 
 
@@ -84,7 +88,7 @@ def verdict(offset: int, value: bytes | None) -> tuple[str, Tick | None]:
 
 
 def test_a_record_is_judged_as_the_oracle_does_in_either_form_of_json(spark: SparkSession) -> None:
-    """Compact, as ingestion writes it, and spaced, as others may: two ways through the parser, one verdict."""
+    """Compact, as ingestion writes it, and spaced, as others may; by the general way and by the short one."""
     messages = [dict(TICK), *({**TICK, name: value} for name, value in CHANGES)]
     compact = [json.dumps(message, separators=(",", ":")).encode() for message in messages]
     values: list[bytes | None] = [*compact, *(json.dumps(message).encode() for message in messages)]
@@ -105,6 +109,15 @@ def test_a_record_is_judged_as_the_oracle_does_in_either_form_of_json(spark: Spa
             assert found[name] == getattr(expected, name), (value, name)
         assert found["event_time"] == expected.event_time.replace(tzinfo=None)
     assert 10 < len(ticks) < len(values) - 10
+
+    short = canonical(records(spark, values), "rejects", "gaps", 5.0).where("kind = 'tick'")
+    names = [name for name in SILVER_TICKS.column_names if name != "is_late"]
+    taken = {row["kafka_offset"]: row for row in short.select(*names).collect()}
+    assert all(row == ticks[offset] for offset, row in taken.items())
+    fitting = {at for at, value in enumerate(values) if value and re.fullmatch(CANONICAL, value.decode())}
+    assert taken.keys() == fitting & ticks.keys()
+    assert len(taken) > 5
+    assert fitting - ticks.keys(), "not all that fits the pattern is a tick"
 
 
 def test_what_ingestion_writes_takes_the_short_way() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_a_replayed_batch_appends_and_folds_once(spark: SparkSession, root: str)
             writer.fold(counts(spark, **rows), COUNTS, query="q", batch=batch, spans=[0], folded=total)
     assert stored(spark, root) == [("a", 3), ("b", 5)]
     for batch in (2, 2, 3):
-        writer.append(counts(spark, c=batch), COUNTS, query="q", batch=batch, kept=batch * 10)
+        writer.append(counts(spark, c=batch), COUNTS, query="q", batch=batch, decided=partial(dict, kept=batch * 10))
     assert stored(spark, root) == [("a", 3), ("b", 5), ("c", 2), ("c", 3)]
     again = claimed(spark, root)
     assert again.batch(COUNTS) == 3
