@@ -39,10 +39,11 @@ class _Names:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file of a table: Delta's own AddFile, where it is, its partition, and its statistics."""
+    """A data file of a table: Delta's own AddFile, where it is, its bytes, its partition, and its statistics."""
 
     add: JavaObject
     path: str
+    size: int
     partition: dict[str, str]
     lowest: dict[str, Any]
     highest: dict[str, Any]
@@ -175,6 +176,7 @@ class Transaction:
         return DataFile(
             add,
             f"{self._path}/{action['path']}",
+            action["size"],
             action["partitionValues"],
             statistics.get("minValues", {}),
             statistics.get("maxValues", {}),

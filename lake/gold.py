@@ -41,8 +41,9 @@ from lake.metrics import (
     newer,
     rolling_row,
 )
+from lake.recent import Recent
 from lake.rows import Batch, Rows, alert_rows, current_rows, price_rows, rolling_rows
-from lake.silver import Recent, Silver
+from lake.silver import Silver
 from lake.sinks import Sink
 from lake.summaries import (
     BUCKET_SECONDS,
@@ -145,7 +146,7 @@ class Gold:
     ) -> None:
         """newest: of each pair in silver, the second since 1970 of its newest minute."""
         self._spark, self._root, self._writer, self._rules = spark, root, writer, rules
-        self._recent = Recent(spark, newest)
+        self._recent = Recent(spark, newest, rules.symbols)
         self._silver = Silver.of_lake(spark, root, rules, recent=self._recent)
         self._buckets = Buckets(self._silver, newest)
         self._prices = {table.name: price_rows(spark, writer, table, sink) for table in GOLD_PRICES}

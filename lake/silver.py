@@ -2,69 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lake.alerts import AlertTick
-from lake.commits import DataFile
 from lake.metrics import (
     GoldRules,
     Range,
     bucket_from,
 )
+from lake.recent import Recent
 from lake.summaries import (
     Pair,
     Summary,
     bucket_start,
     bucket_summaries,
-    to_micros,
 )
 from lake.tables import (
     SILVER_TICKS,
 )
 from lake.ticks import feeds_gold, gold_time
-
-# So many files of silver.ticks are remembered: a quarter of an hour of small micro-batches.
-KEPT_FILES = 1_000
-
-
-class Recent:
-    """The newest files of silver.ticks, by the gold times that their ticks may have.
-
-    Delta would find them too, by a Spark job over its log after every commit, which takes as long as a micro-batch.
-    """
-
-    def __init__(self, spark: SparkSession, newest: Mapping[Pair, int]) -> None:
-        """newest: of the pairs that silver has already, the second since 1970 of their newest minute."""
-        self._spark = spark
-        # Gold times from which on the files that are known have all ticks.
-        self._floors = {pair: (second + 60) * 1_000_000 for pair, second in newest.items()}
-        self._floor = 0
-        self._files: deque[tuple[int, int, str]] = deque()
-
-    def add(self, files: Iterable[DataFile]) -> None:
-        """Files that were committed."""
-        for file in files:
-            first, last = (
-                [to_micros(datetime.fromisoformat(told[name])) for name in ("event_time", "received_at")]
-                for told in (file.lowest, file.highest)
-            )
-            # Delta's statistics are cut to milliseconds.
-            self._files.append((min(first), max(last) + 1_000, file.path))
-        while len(self._files) > KEPT_FILES:
-            self._floor = max(self._floor, self._files.popleft()[1])
-
-    def rows(self, begin: int, end: int, pairs: Collection[Pair]) -> DataFrame | None:
-        """Rows with all ticks of the pairs from one gold time to before another; None if there may be more of them."""
-        paths = [path for first, last, path in self._files if first < end and last > begin]
-        if not paths or begin < max(self._floor, *(self._floors.get(pair, 0) for pair in pairs)):
-            return None
-        return self._spark.read.schema(SILVER_TICKS.stored_schema).parquet(*paths)
 
 
 class Silver:
@@ -93,10 +54,9 @@ class Silver:
 
         return cls(load, rules, recent)
 
-    def ticks(self, begin: int, end: int, pairs: Collection[Pair] | None = None) -> DataFrame:
+    def ticks(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
         """Rows by gold time, in microseconds since 1970 and without the end."""
-        recent = self._recent.rows(begin, end, pairs) if self._recent and pairs else None
-        ticks = (self._load() if recent is None else recent).where(feeds_gold(self._rules.symbols))
+        ticks = self._load().where(feeds_gold(self._rules.symbols))
         if begin > 0:
             # Not by gold_time(), of which the files have no statistics.
             first, last = F.timestamp_micros(F.lit(begin)), F.timestamp_micros(F.lit(end))
@@ -108,11 +68,11 @@ class Silver:
         named = [F.struct(F.lit(source), F.lit(asset)) for source, asset in pairs]
         return ticks.where(F.struct("source", "asset").isin(*named))
 
-    def summaries(self, begin: int, end: int, pairs: Collection[Pair] | None = None) -> DataFrame:
+    def summaries(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
         """The buckets of a time, as `bucket_summaries`."""
         return bucket_summaries(self.ticks(begin, end, pairs), "source", "asset")
 
-    def buckets(self, begin: int, end: int, pairs: Collection[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
+    def buckets(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
         """The buckets from one number to before another."""
         found: dict[Pair, dict[int, Summary]] = defaultdict(dict)
         for row in self.summaries(bucket_start(begin), bucket_start(end), pairs).toLocalIterator():
@@ -122,6 +82,10 @@ class Silver:
 
     def alert_ticks(self, pairs: Sequence[Pair], ranges: Sequence[Range]) -> Iterator[tuple[Pair, AlertTick]]:
         """The ticks of pairs whose gold times lie in one of the ranges, in tick order."""
+        recent = self._recent.ticks(pairs, ranges) if self._recent else None
+        if recent is not None:
+            yield from recent
+            return
         time = F.unix_micros(gold_time())
         order = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
         whole = self.ticks(min(begin for begin, _ in ranges), max(end for _, end in ranges), pairs)
