@@ -10,14 +10,19 @@ against the one version that conf/ivy.xml pins.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
 from py4j.java_gateway import JavaObject
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
+
+_COMMIT = re.compile(r"[0-9]{20}\.json")
 
 
 class _Names:
@@ -34,6 +39,7 @@ class _Names:
         self.option = jvm.scala.Option
         self.converters = jvm.scala.jdk.javaapi.CollectionConverters
         self.spark_session = jvm.org.apache.spark.sql.SparkSession
+        self.log_store = getattr(getattr(delta.storage, "LogStore$"), "MODULE$")
         self.save_mode = jvm.org.apache.spark.sql.SaveMode
 
 
@@ -50,21 +56,63 @@ class DataFile:
 
 
 class TableLog:
-    """The log of the Delta table at a path, which must exist."""
+    """The log of the Delta table at a path.
+
+    What needs no more than the log's newest files is done on them: Delta's own view of a table is the work of a Spark
+    job, a second each for a job that has just started, and is made when there is something to write.
+    """
 
     def __init__(self, spark: SparkSession, path: str) -> None:
         jvm = spark._jvm
         assert jvm is not None
         self._names = _Names(jvm)
         self._session = spark._jsparkSession
-        self._log = self._names.delta_log.forTable(spark._jsparkSession, path)
-        self._hadoop_conf = self._log.newDeltaHadoopConf()
+        self._hadoop_conf = self._session.sessionState().newHadoopConf()
+        self._store = self._names.log_store.createLogStore(self._session)
+        self._folder = self._names.path(f"{path}/_delta_log")
         self.path = path
+
+    @cached_property
+    def _log(self) -> JavaObject:
+        return self._names.delta_log.forTable(self._session, self.path)
+
+    def newest(self) -> int:
+        """The number of the newest version; -1 if there is no table."""
+        files = self._folder.getFileSystem(self._hadoop_conf)
+        try:
+            names = [status.getPath().getName() for status in files.listStatus(self._folder)]
+        except Py4JJavaError as error:
+            if error.java_exception.getClass().getName() != "java.io.FileNotFoundException":
+                raise
+            return -1
+        return max((int(name.removesuffix(".json")) for name in names if _COMMIT.fullmatch(name)), default=-1)
+
+    def note(self, version: int, metadata: dict[str, Any], application: str, application_version: int) -> bool:
+        """Commit `metadata` and no rows as a version, known to Delta as the application's; False if it is taken."""
+        told = {
+            "timestamp": time.time_ns() // 1_000_000,
+            "operation": "Claim",
+            "operationParameters": {},
+            "isBlindAppend": False,
+            "userMetadata": json.dumps(metadata, separators=(",", ":")),
+        }
+        transaction = {"appId": application, "version": application_version, "lastUpdated": told["timestamp"]}
+        lines = self._names.array_list()
+        for action in ({"commitInfo": told}, {"txn": transaction}):
+            lines.add(json.dumps(action))
+        file = self._names.path(self._folder, f"{version:020d}.json")
+        try:
+            self._store.write(file, self._names.converters.asScala(lines.iterator()), False, self._hadoop_conf)
+        except Py4JJavaError as error:
+            if error.java_exception.getClass().getName() != "java.nio.file.FileAlreadyExistsException":
+                raise
+            return False
+        return True
 
     def metadata(self, version: int) -> dict[str, Any]:
         """What a commit was given as metadata; empty if it was given none of ours."""
-        file = self._names.path(self._log.logPath(), f"{version:020d}.json")
-        actions = self._log.store().read(file, self._hadoop_conf)
+        file = self._names.path(self._folder, f"{version:020d}.json")
+        actions = self._store.read(file, self._hadoop_conf)
         for number in range(actions.size()):
             action = json.loads(actions.apply(number))
             if "commitInfo" in action:

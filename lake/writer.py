@@ -50,7 +50,7 @@ class Changed(RuntimeError):
 
 def create_table(spark: SparkSession, table: Table, root: str, properties: Mapping[str, str] | None = None) -> None:
     """Create the table under root if it is absent, with its comments, partitions and properties."""
-    if DeltaTable.isDeltaTable(spark, table.path(root)):
+    if TableLog(spark, table.path(root)).newest() >= 0:
         return
     builder = DeltaTable.createIfNotExists(spark).location(table.path(root)).comment(table.comment)
     for column in table.columns:
@@ -99,28 +99,32 @@ class LakeWriter:
 
     def _look(self) -> None:
         for written in self._tables.values():
-            written.version = written.log.begin().version
-            written.metadata = self._newest(written.log, "batch")
+            written.version = written.log.newest()
+            written.metadata = self._newest(written.log, "batch", written.version)
             written.batch = written.metadata.get("batch", -1)
 
     def claim(self) -> None:
         """Fence every earlier writer, and see what the last one left. Raises Fenced if another one claims it too."""
-        logs = {name: written.log for name, written in self._tables.items()}
-        self.epoch = 1 + max(self._newest(log, "epoch").get("epoch", 0) for log in logs.values())
-        with ThreadPoolExecutor(4) as threads:
-
-            def take(name: str, log: TableLog) -> None:
-                self._commit(name, log.begin(), [], [], {"epoch": self.epoch})
-
-            for claimed in [threads.submit(take, *named) for named in logs.items()]:
-                claimed.result()
+        logs = [written.log for written in self._tables.values()]
+        newest = [log.newest() for log in logs]
+        self.epoch = 1 + max(
+            self._newest(log, "epoch", version).get("epoch", 0) for log, version in zip(logs, newest, strict=True)
+        )
+        for log, seen in zip(logs, newest, strict=True):
+            version = seen + 1
+            while not log.note(version, {"epoch": self.epoch}, APPLICATION, self.epoch):
+                # The last commits of the writer before, or another one that claims the lake.
+                epoch = log.metadata(version).get("epoch", 0)
+                if epoch >= self.epoch:
+                    raise Fenced(f"{log.path} has been taken over by another writer (epoch {epoch})")
+                version += 1
         self._look()
 
     @staticmethod
-    def _newest(log: TableLog, key: str) -> dict[str, Any]:
-        """The metadata of the newest commit that has the key there; empty if there is none."""
-        for version in range(log.begin().version, -1, -1):
-            metadata = log.metadata(version)
+    def _newest(log: TableLog, key: str, version: int) -> dict[str, Any]:
+        """The metadata of the newest commit that has the key there, up to a version; empty if there is none."""
+        for number in range(version, -1, -1):
+            metadata = log.metadata(number)
             if key in metadata:
                 return metadata
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -13,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from pyspark import inheritable_thread_target
-from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -211,21 +211,31 @@ class Lakehouse:
 
 def checkpoint_query(spark: SparkSession, location: str) -> str | None:
     """The id of the query whose checkpoint is at location, or None if there is none."""
-    try:
-        rows = spark.read.text(f"{location}/metadata").select(F.get_json_object("value", "$.id").alias("id")).collect()
-    except AnalysisException as error:
-        if error.getCondition() != "PATH_NOT_FOUND":
-            raise
+    jvm, context = spark._jvm, spark._jsc
+    assert jvm is not None
+    path = jvm.org.apache.hadoop.fs.Path(f"{location}/metadata")
+    files = path.getFileSystem(context.hadoopConfiguration())
+    if not files.exists(path):
         return None
-    return str(rows[0]["id"]) if rows else None
+    stream = files.open(path)
+    try:
+        return str(json.loads(bytes(stream.readAllBytes()))["id"])
+    finally:
+        stream.close()
 
 
 def opened(spark: SparkSession, settings: Settings) -> LakeWriter:
     """The lake's writer, with tables that are absent created. It has not claimed the lake yet."""
-    for table in TABLES:
+
+    def create(table: Table) -> None:
         made_by = {PROPERTY: deciding(settings)} if table == SILVER_TICKS else {}
         streamed = PROPERTIES if table in STREAMED else {}
         create_table(spark, table, settings.lake_root, {**made_by, **streamed})
+
+    # The first one alone: Spark learns there what it needs for the others.
+    create(TABLES[0])
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(create, TABLES[1:]))
     return LakeWriter(spark, settings.lake_root, STREAMED)
 
 

@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lake import lease
+from lake.commits import TableLog
 from lake.lease import LakeInUse, Lease
 from lake.tables import Column, Table
 from lake.writer import Fenced, LakeWriter, append, create_table
@@ -141,6 +142,20 @@ def test_a_writer_paused_in_the_middle_of_a_write_is_fenced_too(spark: SparkSess
     with pytest.raises(Fenced, match="same time"):
         old._finish(COUNTS, transaction, added, [], {"query": "q", "batch": 1})
     assert stored(spark, root) == []
+
+
+def test_of_two_writers_that_claim_a_lake_at_once_one_is_refused(
+    spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has looked at the log before the first one's claim was there."""
+    second = LakeWriter(spark, root, [COUNTS])
+    before = TableLog(spark, COUNTS.path(root)).newest()
+    first = claimed(spark, root)
+    with monkeypatch.context() as stale, pytest.raises(Fenced, match="another writer"):
+        stale.setattr(TableLog, "newest", lambda _: before)
+        second.claim()
+    first.append(counts(spark, a=1), COUNTS, query="q", batch=1)
+    assert stored(spark, root) == [("a", 1)]
 
 
 def test_a_lease_is_refused_while_its_holder_renews_it(
