@@ -151,9 +151,10 @@ def test_of_two_writers_that_claim_a_lake_at_once_one_is_refused(
     second = LakeWriter(spark, root, [COUNTS])
     before = TableLog(spark, COUNTS.path(root)).newest()
     first = claimed(spark, root)
-    with monkeypatch.context() as stale, pytest.raises(Fenced, match="another writer"):
+    with monkeypatch.context() as stale:
         stale.setattr(TableLog, "newest", lambda _: before)
-        second.claim()
+        with pytest.raises(Fenced, match="another writer"):
+            second.claim()
     first.append(counts(spark, a=1), COUNTS, query="q", batch=1)
     assert stored(spark, root) == [("a", 1)]
 
