@@ -2,7 +2,8 @@
 
 Reads what the lake says of itself while or after the streaming job runs: each tick's received_at in silver.ticks, and
 when its micro-batch was committed to gold.price_1m. Prints one line of JSON: p50 and p99 of that time in seconds, the
-time between micro-batches in seconds (median), and ticks per second, over the last micro-batches.
+time between micro-batches in seconds (median, and that of the first and of the last hundred), and ticks per second,
+over the last micro-batches.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if batch in in_gold:
             waits += [in_gold[batch] - at for path in paths for at in received(files, path)]
     times = sorted(in_gold.values())
+    between = [after - before for before, after in pairwise(times)]
     percentiles = quantiles(waits, n=100)
     print(
         json.dumps(
@@ -63,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "micro_batches": len(in_gold),
                 "ticks": len(waits),
                 "ticks_per_second": round(len(waits) / (times[-1] - times[0])),
-                "between_micro_batches": round(median(b - a for a, b in pairwise(times)), 2),
+                "between_micro_batches": round(median(between), 2),
+                "between_first_100": round(median(between[:100]), 3),
+                "between_last_100": round(median(between[-100:]), 3),
                 "frame_to_gold_p50": round(percentiles[49], 2),
                 "frame_to_gold_p99": round(percentiles[98], 2),
             }

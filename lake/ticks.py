@@ -286,7 +286,7 @@ def canonical(records: DataFrame, rejects_topic: str, gaps_topic: str, future_to
     texts = dict(zip(FIELDS, parts, strict=True))
     # What comes before the first and after the last one.
     texts["timestamp"] = F.substring(texts["timestamp"], len('{"timestamp":"') + 1, 40)
-    texts["sequence"] = F.rtrim(texts["sequence"], F.lit("}"))
+    texts["sequence"] = F.replace(texts["sequence"], F.lit("}"), F.lit(""))
     texts = {name: F.nullif(part, F.lit("null")).alias(name) for name, part in texts.items()}
     fields = (
         records.select(*RECORD, F.when(ours, F.split(text, _BETWEEN)).alias("parts"))

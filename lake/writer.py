@@ -34,7 +34,12 @@ APPLICATION = "tickhouse.writer"
 # Delta would write a checkpoint of the log in every tenth commit, which takes longer than a micro-batch: it is written
 # beside the stream instead, and less often.
 CHECKPOINT_EVERY = 100
-PROPERTIES = {"delta.checkpointInterval": "1000000000"}
+# A day of the log is kept: nobody travels back further, and it is a hundred thousand files a table.
+PROPERTIES = {
+    "delta.checkpointInterval": "1000000000",
+    "delta.logRetentionDuration": "interval 1 day",
+    "delta.deletedFileRetentionDuration": "interval 1 day",
+}
 
 
 logger = logging.getLogger(__name__)

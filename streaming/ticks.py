@@ -57,6 +57,7 @@ def start(
         # A pattern, so that a topic that does not exist yet is waited for.
         .option("subscribePattern", "|".join(re.escape(topic) for topic in topics))
         .option("startingOffsets", json.dumps(follows) if follows else "earliest")
+        # An executor reads a partition only up to what is there: it need not wait for more.
         .option("kafka.fetch.max.wait.ms", "5")
         .option("failOnDataLoss", "true")
         .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))

@@ -22,7 +22,7 @@ from conf.settings import PROJECT, Settings
 from lake.tables import BRONZE_TICKS, GOLD, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS
 from services.control import daemons
 from tests.conftest import TEST_CONF
-from tests.faults.conftest import ASSETS, FULL, SEED
+from tests.faults.conftest import ASSETS, FULL, SEED, scaled
 from tests.lakes import rows_of
 from tests.listening import family
 from tests.oracle import Record, Row, differences, lake_of
@@ -41,13 +41,13 @@ PATIENCE = 600.0
 class Stream:
     """The streaming job, started again whenever it ends, until told to finish."""
 
-    def __init__(self, settings: Settings, logs: Path) -> None:
+    def __init__(self, settings: Settings, logs: Path, on: str = "local") -> None:
         self._logs = logs
         self._files = hdfs.InsecureClient(settings.webhdfs_url)
         self._gold = GOLD_PRICE_1M.path(urlsplit(settings.lake_root).path)
         names = ("lake_root", "ticks_topic", "rejects_topic", "gaps_topic")
         given = [text for name in names for text in ("--" + name.replace("_", "-"), str(getattr(settings, name)))]
-        self._command = ["./spark-submit.sh", "streaming/ticks.py", "--conf", str(TEST_CONF), *given]
+        self._command = ["./spark-submit.sh", "--on", on, "streaming/ticks.py", "--conf", str(TEST_CONF), *given]
         self._process: psutil.Popen | None = None
         self._ended = threading.Event()
         self.starts: list[float] = []
@@ -112,14 +112,49 @@ def kill_daemon(settings: Settings, name: str) -> None:
     process.wait(60)
 
 
+def kill_executor(settings: Settings) -> None:
+    """kill -9 of an executor of the job on YARN, once there is one."""
+    (manager,) = (daemon.process() for daemon in daemons(settings, ["yarn"]) if daemon.name == "nodemanager")
+    assert manager is not None, "YARN does not run"
+
+    def executors() -> list[psutil.Process]:
+        found = []
+        for process in family([manager]):
+            with suppress(psutil.Error):
+                if process.name() == "java" and "YarnCoarseGrainedExecutorBackend" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    wait_until(lambda: bool(executors()), "an executor runs", PATIENCE)
+    for process in executors():
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def test_stream(own: Settings, running: Callable[..., Settings], folder: Path, show: Show) -> None:
     """The driver, the broker, a DataNode and the NameNode killed with -9 at random moments while ticks flow."""
     running("hdfs")
-    settings = own.model_copy(update={"lake_root": f"{own.lake_root}/{own.ticks_topic}"})
+    faults = ["driver"] * scaled(1, 20) + ["broker", "datanode", "namenode"] * scaled(1, 3)
+    survive(own, Stream(lake_of_its_own(own), folder), faults, folder, show)
+
+
+def test_stream_on_yarn(own: Settings, running: Callable[..., Settings], folder: Path, show: Show) -> None:
+    """Executors killed with -9 at random moments while ticks flow."""
+    running("hdfs", "yarn")
+    stream = Stream(lake_of_its_own(own), folder, on="yarn-client")
+    survive(own, stream, ["executor"] * scaled(1, 10), folder, show)
+    assert len(stream.starts) == 2, "the driver outlives its executors: one start, and one for the rest"
+
+
+def lake_of_its_own(own: Settings) -> Settings:
+    return own.model_copy(update={"lake_root": f"{own.lake_root}/{own.ticks_topic}"})
+
+
+def survive(own: Settings, stream: Stream, faults: list[str], folder: Path, show: Show) -> None:
+    """Ticks flow while the faults happen in some order; at the end all tables are the oracle's."""
+    settings = lake_of_its_own(own)
     chance = random.Random(11)
-    faults = ["driver"] * 20 + ["broker", "datanode", "namenode"] * 3
     chance.shuffle(faults)
-    stream = Stream(settings, folder)
     arguments = ("--assets", ",".join(ASSETS), "--rate", str(RATE), "--seed", str(SEED))
     with (
         simulator(folder, *arguments) as (market, url),
@@ -132,6 +167,8 @@ def test_stream(own: Settings, running: Callable[..., Settings], folder: Path, s
                 at = time.time()
                 if fault == "driver":
                     stream.kill()
+                elif fault == "executor":
+                    kill_executor(settings)
                 else:
                     kill_daemon(settings, fault)
                     time.sleep(30 if fault == "namenode" else 1)
@@ -159,7 +196,7 @@ def test_stream(own: Settings, running: Callable[..., Settings], folder: Path, s
     for table, rows in zip((SILVER_TICKS, SILVER_QUARANTINE, *GOLD), tables, strict=True):
         assert differences(rows, rows_of(settings.lake_root, table)) == [], table.qualified_name
     show(
-        **{name: faults.count(name) for name in ("driver", "broker", "datanode", "namenode")},
+        **{name: faults.count(name) for name in sorted(set(faults))},
         acknowledged=summary["published"],
         in_bronze=len(expected.bronze),
         in_silver=len(expected.silver),
