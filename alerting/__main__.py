@@ -35,6 +35,7 @@ from lake.metrics import alert_row
 from lake.rules import gold_rules
 from lake.summaries import Pair
 from lake.tables import GOLD_ALERTS
+from lake.ticks import feeds
 
 logger = logging.getLogger("alerting")
 
@@ -53,7 +54,7 @@ class Watch:
 
     def add(self, told: Told) -> Alert | None:
         """The episode that the tick opens or closes, if it does."""
-        if self.symbols.get(":".join(told.pair), told.symbol) != told.symbol:
+        if not feeds(self.symbols, told.pair, told.symbol):
             return None
         episodes, newest = self._episodes.get(told.pair) or (Episodes(told.pair, self.rule), told.tick.time)
         if told.tick.time < newest:

@@ -32,8 +32,9 @@ def commits(files: hdfs.Client, folder: str, newest: int) -> Iterator[tuple[int,
             actions: list[dict[str, Any]] = [json.loads(line) for line in text.read().splitlines()]
         info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
         metadata = json.loads(info.get("userMetadata", "{}"))
-        if "batch" in metadata:
-            added = [f"{folder}/{action['add']['path']}" for action in actions if "add" in action]
+        added = [f"{folder}/{action['add']['path']}" for action in actions if "add" in action]
+        # A writer that claims the lake carries on what was kept with the last micro-batch, and adds nothing.
+        if "batch" in metadata and added:
             yield metadata["batch"], info["timestamp"] / 1000, added
 
 

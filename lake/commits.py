@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -22,11 +22,13 @@ from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 
+from lake.files import is_a
+
 _COMMIT = re.compile(r"[0-9]{20}\.json")
 
 
 class _Names:
-    """The JVM's classes that are used here, each looked up once: a look-up goes through all jars."""
+    """The JVM's classes that are used here; to look one up goes through all jars."""
 
     def __init__(self, jvm: Any) -> None:
         delta = jvm.org.apache.spark.sql.delta
@@ -41,6 +43,9 @@ class _Names:
         self.spark_session = jvm.org.apache.spark.sql.SparkSession
         self.log_store = getattr(getattr(delta.storage, "LogStore$"), "MODULE$")
         self.save_mode = jvm.org.apache.spark.sql.SaveMode
+
+
+_names = cache(_Names)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class TableLog:
     def __init__(self, spark: SparkSession, path: str) -> None:
         jvm = spark._jvm
         assert jvm is not None
-        self._names = _Names(jvm)
+        self._names = _names(jvm)
         self._session = spark._jsparkSession
         self._hadoop_conf = self._session.sessionState().newHadoopConf()
         self._store = self._names.log_store.createLogStore(self._session)
@@ -82,7 +87,7 @@ class TableLog:
         try:
             names = [status.getPath().getName() for status in files.listStatus(self._folder)]
         except Py4JJavaError as error:
-            if error.java_exception.getClass().getName() != "java.io.FileNotFoundException":
+            if not is_a(error, "java.io.FileNotFoundException"):
                 raise
             return -1
         return max((int(name.removesuffix(".json")) for name in names if _COMMIT.fullmatch(name)), default=-1)
@@ -104,7 +109,7 @@ class TableLog:
         try:
             self._store.write(file, self._names.converters.asScala(lines.iterator()), False, self._hadoop_conf)
         except Py4JJavaError as error:
-            if error.java_exception.getClass().getName() != "java.nio.file.FileAlreadyExistsException":
+            if not is_a(error, "java.nio.file.FileAlreadyExistsException"):
                 raise
             return False
         return True

@@ -19,6 +19,8 @@ from uuid import uuid4
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
+from lake.files import content
+
 logger = logging.getLogger(__name__)
 
 RENEWAL_SECONDS = 3.0
@@ -36,7 +38,7 @@ class Lease:
     def __init__(self, spark: SparkSession, root: str, clock: Callable[[], float] = time.monotonic) -> None:
         jvm = spark._jvm
         assert jvm is not None
-        self._jvm = jvm
+        self._spark = spark
         self._path = jvm.org.apache.hadoop.fs.Path(f"{root}/_writer")
         self._files = self._path.getFileSystem(spark._jsc.hadoopConfiguration())
         self._clock = clock
@@ -107,14 +109,9 @@ class Lease:
 
     def _text(self) -> str | None:
         """The file as it is at this moment, which may be half-written; None if there is none."""
-        if not self._files.exists(self._path):
-            return None
         try:
-            stream = self._files.open(self._path)
-            try:
-                return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
-            finally:
-                stream.close()
+            told = content(self._spark, str(self._path))
+            return None if told is None else told.decode("utf-8", errors="replace")
         except Py4JJavaError:
             # It was replaced meanwhile. What cannot be read at all cannot be written either, which raises then.
             return ""

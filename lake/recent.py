@@ -18,8 +18,10 @@ from pyspark.sql import SparkSession
 
 from lake.alerts import AlertTick
 from lake.commits import DataFile
+from lake.files import content
 from lake.metrics import Range
 from lake.summaries import Pair, to_micros
+from lake.ticks import feeds
 
 # So many files are remembered: a quarter of an hour of small micro-batches.
 KEPT_FILES = 1_000
@@ -37,9 +39,7 @@ class Recent:
 
         symbols: by `source:asset` the symbol that feeds gold, where only one does.
         """
-        assert spark._jvm is not None
-        self._jvm, self._hadoop_conf = spark._jvm, spark._jsc.hadoopConfiguration()
-        self._symbols = symbols
+        self._spark, self._symbols = spark, symbols
         # Gold times from which on the files that are known have all ticks.
         self._floors = {pair: (second + 60) * 1_000_000 for pair, second in newest.items()}
         self._floor = 0
@@ -74,7 +74,7 @@ class Recent:
         return [
             ((row["source"], row["asset"]), AlertTick(row["gold_time"], row["price_usd"], row["event_id"]))
             for row in rows.take(by_order).to_pylist()
-            if self._symbols.get(f"{row['source']}:{row['asset']}", row["symbol"]) == row["symbol"]
+            if feeds(self._symbols, (row["source"], row["asset"]), row["symbol"])
         ]
 
     def _table(self, file: DataFile) -> pa.Table:
@@ -82,14 +82,10 @@ class Recent:
         known = self._tables.get(file.path)
         if known is not None:
             return known
-        path = self._jvm.org.apache.hadoop.fs.Path(file.path)
-        stream = path.getFileSystem(self._hadoop_conf).open(path)
-        try:
-            content = stream.readAllBytes()
-        finally:
-            stream.close()
+        stored = content(self._spark, file.path)
+        assert stored is not None, f"{file.path} was committed by this writer and is gone"
         names = ("source", "asset", "symbol", "price_usd", *ORDER[1:], "event_time", "received_at", "is_future")
-        rows = pq.read_table(BytesIO(content), columns=list(names))
+        rows = pq.read_table(BytesIO(stored), columns=list(names))
         time = pc.if_else(rows["is_future"], rows["received_at"], rows["event_time"]).cast(pa.int64())
         rows = rows.drop_columns(["event_time", "received_at", "is_future"]).append_column("gold_time", time)
         self._tables[file.path] = rows

@@ -80,7 +80,7 @@ def period_of(begin: datetime | None, end: datetime | None) -> Period:
 
 def batch_of(log: TableLog, limit: int | None = None) -> tuple[int, int]:
     """(the newest version of a table that is of no later micro-batch than `limit`, its micro-batch or -1)."""
-    found = log.begin().version
+    found = log.newest()
     for version in range(found, -1, -1):
         batch = log.metadata(version).get("batch")
         if batch is None:

@@ -15,7 +15,7 @@ from lake.metrics import (
     Range,
     bucket_from,
 )
-from lake.recent import Recent
+from lake.recent import ORDER, Recent
 from lake.summaries import (
     Pair,
     Summary,
@@ -87,11 +87,10 @@ class Silver:
             yield from recent
             return
         time = F.unix_micros(gold_time())
-        order = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
         whole = self.ticks(min(begin for begin, _ in ranges), max(end for _, end in ranges), pairs)
         within = reduce(Column.__or__, ((time >= begin) & (time < end) for begin, end in ranges))
-        rows = whole.where(within).withColumn("gold_time", time).select("source", "asset", "price_usd", *order)
-        for row in rows.orderBy(*order).toLocalIterator():
+        rows = whole.where(within).withColumn("gold_time", time).select("source", "asset", "price_usd", *ORDER)
+        for row in rows.orderBy(*ORDER).toLocalIterator():
             yield (row["source"], row["asset"]), AlertTick(row["gold_time"], row["price_usd"], row["event_id"])
 
     def pair_ticks(self, pair: Pair, ranges: Sequence[Range]) -> list[AlertTick]:

@@ -343,6 +343,11 @@ def minute(time: Column) -> Column:
     return F.date_trunc("minute", time)
 
 
+def feeds(gold_symbols: Mapping[str, str], pair: tuple[str, str], symbol: str) -> bool:
+    """`feeds_gold`, of one tick: pair is its source and asset."""
+    return gold_symbols.get(":".join(pair), symbol) == symbol
+
+
 def feeds_gold(gold_symbols: Mapping[str, str]) -> Column:
     """Whether a tick's symbol feeds gold: for a source and asset that `gold_symbols` names, only that symbol does."""
     feeds = F.lit(True)

@@ -22,6 +22,8 @@ from typing import Any
 
 from delta.exceptions import ConcurrentTransactionException, DeltaConcurrentModificationException
 from delta.tables import DeltaTable
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -117,13 +119,17 @@ class LakeWriter:
         )
         for log, seen in zip(logs, newest, strict=True):
             version = seen + 1
-            while not log.note(version, {"epoch": self.epoch}, APPLICATION, self.epoch):
+            # With what was kept there last, which is then never further back than the log goes.
+            while not log.note(version, self._claim_of(log, version), APPLICATION, self.epoch):
                 # The last commits of the writer before, or another one that claims the lake.
                 epoch = log.metadata(version).get("epoch", 0)
                 if epoch >= self.epoch:
                     raise Fenced(f"{log.path} has been taken over by another writer (epoch {epoch})")
                 version += 1
         self._look()
+
+    def _claim_of(self, log: TableLog, version: int) -> dict[str, Any]:
+        return {**self._newest(log, "batch", version - 1), "epoch": self.epoch}
 
     @staticmethod
     def _newest(log: TableLog, key: str, version: int) -> dict[str, Any]:
@@ -325,7 +331,7 @@ class LakeWriter:
     def _checkpoint(log: TableLog) -> None:
         try:
             log.checkpoint()
-        except Exception:
+        except (Py4JError, PySparkException):
             logger.exception("%s: no checkpoint of the log, until %d commits later", log.path, CHECKPOINT_EVERY)
 
     def _commit(

@@ -81,8 +81,9 @@ def _hdfs_site(settings: Settings, folder: Path) -> dict[str, str]:
         "dfs.datanode.data.dir": f"file://{folder}/data/blocks",
         # There is one DataNode.
         "dfs.replication": "1",
-        # WebHDFS writes through a client in the DataNode, which at the default sleeps 400 ms whenever it closes a file.
+        # WebHDFS writes through a client in the DataNode: as in conf/spark-defaults.conf.
         "dfs.client.block.write.locateFollowingBlock.initial.delay.ms": "5",
+        "dfs.client.block.write.locateFollowingBlock.retries": "12",
         # A start waits for the block report, not for 30 s more.
         "dfs.namenode.safemode.extension": "0",
         # The DataNode is seen to be alive or dead in seconds: 2 * recheck + 10 * heartbeat.

@@ -18,6 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
+from lake.files import content
 from lake.gaps import Gap, frame, newest, reconciled, unfilled
 from lake.gold import Gold
 from lake.intervals import holes
@@ -122,7 +123,7 @@ class Lakehouse:
                 if not self.rebuilding:
                     start(self._append, bronze(records, at), BRONZE_TICKS, **told)
                 # They nearly always are: silver's files are written while that is looked into.
-                ticks = of_ticks(records).withColumn("is_late", F.lit(False))
+                ticks = _all_new(records)
                 silver = start(self._append_ticks, ticks, decision.result, **told)
                 kinds = overview(records, settings.gold_symbols).collect()
                 strange = any(row.kind == "odd" for row in kinds)
@@ -138,11 +139,12 @@ class Lakehouse:
                 if not as_tried:
                     decision.set_result(None)
                     silver.result()
-                    ticks = of_ticks(records).withColumn("is_late", F.lit(False))
                 if found is None:
                     ticks = self._first_of(of_ticks(records), replayed).persist()
                     cached.append(ticks)
                     found = Found().add(summary(ticks, settings.gold_symbols).collect())
+                elif strange:
+                    ticks = _all_new(records)
                 if strange:
                     found.add(strays(checked, settings.gaps_topic).collect())
                 seen = self.seen.with_found(found)
@@ -209,19 +211,15 @@ class Lakehouse:
         return silver.join(valid, ["kafka_partition", "kafka_offset"], "left_semi")
 
 
+def _all_new(kinds: DataFrame) -> DataFrame:
+    """silver.ticks, of rows with a kind whose ticks are all new ones, none of them late."""
+    return of_ticks(kinds).withColumn("is_late", F.lit(False))
+
+
 def checkpoint_query(spark: SparkSession, location: str) -> str | None:
     """The id of the query whose checkpoint is at location, or None if there is none."""
-    jvm, context = spark._jvm, spark._jsc
-    assert jvm is not None
-    path = jvm.org.apache.hadoop.fs.Path(f"{location}/metadata")
-    files = path.getFileSystem(context.hadoopConfiguration())
-    if not files.exists(path):
-        return None
-    stream = files.open(path)
-    try:
-        return str(json.loads(bytes(stream.readAllBytes()))["id"])
-    finally:
-        stream.close()
+    told = content(spark, f"{location}/metadata")
+    return None if told is None else str(json.loads(told)["id"])
 
 
 def opened(spark: SparkSession, settings: Settings) -> LakeWriter:

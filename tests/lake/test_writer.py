@@ -72,6 +72,9 @@ def test_a_replayed_batch_appends_and_folds_once(spark: SparkSession, root: str)
     again = claimed(spark, root)
     assert again.batch(COUNTS) == 3
     assert (again.metadata(COUNTS)["query"], again.metadata(COUNTS)["kept"]) == ("q", 30)
+    # In the newest commit: older ones go as the log is cleaned.
+    log = TableLog(spark, COUNTS.path(root))
+    assert log.metadata(log.newest())["kept"] == 30
 
 
 def test_the_last_batch_is_found_behind_maintenance_and_folding_goes_on(spark: SparkSession, root: str) -> None:
