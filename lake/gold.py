@@ -41,7 +41,7 @@ from lake.metrics import (
     newer,
     rolling_row,
 )
-from lake.recent import Recent
+from lake.recent_ticks import Recent
 from lake.rows import Batch, Rows, alert_rows, current_rows, price_rows, rolling_rows
 from lake.silver import Silver
 from lake.sinks import Sink

@@ -15,7 +15,7 @@ from lake.metrics import (
     Range,
     bucket_from,
 )
-from lake.recent import ORDER, Recent
+from lake.recent_ticks import ORDER, Recent
 from lake.summaries import (
     Pair,
     Summary,

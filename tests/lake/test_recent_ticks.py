@@ -8,7 +8,7 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from lake.commits import TableLog
-from lake.recent import Recent
+from lake.recent_ticks import Recent
 from lake.rules import gold_rules
 from lake.silver import Silver
 from lake.summaries import to_micros
