@@ -124,27 +124,31 @@ class KafkaPublisher(ABC):
             await asyncio.sleep(1.0)
 
     def _connect(self) -> None:
-        servers = self._servers.split(",")
-        admin = KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=3_000)
+        self._partition_counts = self._prepared(sorted(self._topics))
+        self._open(self._servers.split(","))
+
+    def _prepared(self, topics: list[str]) -> dict[str, int]:
+        """Create the topics that are absent; how many partitions each has. Raises KafkaError."""
+        admin = KafkaAdminClient(bootstrap_servers=self._servers.split(","), bootstrap_timeout_ms=3_000)
         try:
             # One at a time: what already exists must not keep the other from being created.
-            for topic in sorted(self._topics):
+            for topic in topics:
                 options = {"num_partitions": self._partitions, "configs": self._retention}
                 try:
                     admin.create_topics({topic: options}, wait_for_metadata=True)
                     log.info("created the topic %s with %d partitions", topic, self._partitions)
                 except TopicAlreadyExistsError:
                     pass
-            described = admin.describe_topics(sorted(self._topics))
-            self._partition_counts = {topic["name"]: len(topic["partitions"]) for topic in described}
+            described = admin.describe_topics(topics)
         finally:
             admin.close()
-        for topic, count in self._partition_counts.items():
+        counts = {str(topic["name"]): len(topic["partitions"]) for topic in described}
+        for topic, count in counts.items():
             if not count:
                 raise KafkaTimeoutError(f"topic {topic} has no partitions yet")
             if count != self._partitions:
                 log.warning("topic %s has %d partitions, not %d: it keeps them", topic, count, self._partitions)
-        self._open(servers)
+        return counts
 
     async def send(self, topic: str, key: bytes, value: bytes) -> None:
         self._settle()
@@ -152,6 +156,12 @@ class KafkaPublisher(ABC):
             await self._room()
         if self._refusal is not None:
             raise DeliveryFailed(f"Kafka refused a message: {self._refusal!r}") from self._refusal
+        if topic not in self._partition_counts:
+            # What a spool holds from before the settings named other topics.
+            try:
+                self._partition_counts |= await asyncio.to_thread(self._prepared, [topic])
+            except KafkaError as error:
+                raise DeliveryFailed(f"Kafka does not answer for the topic {topic}: {error}") from error
         await self._post(topic, key, value, self._partition(topic, key))
 
     def _partition(self, topic: str, key: bytes) -> int:

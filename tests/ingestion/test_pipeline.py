@@ -26,7 +26,10 @@ from websockets.asyncio.server import ServerConnection, serve
 
 import services
 from conf.settings import PROJECT, Settings
+from ingestion.delivery import Delivery
 from ingestion.instruments import INSTRUMENTS
+from ingestion.publisher import publisher
+from ingestion.spool import Spool
 from services.control import states
 from simulator.market import trades
 from tests.ingestion import recorded
@@ -314,6 +317,31 @@ def test_what_kafka_does_not_take_is_sent_by_the_next_start(own: Settings, tmp_p
     assert len(numbers) == 2
     assert all(found == set(range(1, len(found) + 1)) for found in numbers.values())
     assert summary["received"] in map(len, numbers.values())
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_was_taken_under_another_topic_still_goes_there(own: Settings, client: str, tmp_path: Path) -> None:
+    """The settings name other topics than when the last run filled its spool."""
+    earlier = with_own_topics(own).ticks_topic
+
+    async def run() -> int:
+        spool = Spool(tmp_path, 0.0, 1 << 30)
+        delivery = Delivery(spool, lambda: publisher(own.model_copy(update={"kafka_client": client})))
+        writing, sending = asyncio.create_task(spool.run()), asyncio.create_task(delivery.run())
+        for topic in (earlier, own.ticks_topic):
+            spool.append(topic, b"binance:BTCUSDT", b"a tick")
+        while delivery.published < 2 and not sending.done():
+            await asyncio.sleep(0.05)
+        spool.stop()
+        await writing
+        sending.cancel()
+        await asyncio.wait([sending])
+        spool.close()
+        return delivery.published
+
+    assert asyncio.run(run()) == 2
+    assert [kafka_count(own, topic) for topic in (earlier, own.ticks_topic)] == [1, 1]
 
 
 def test_without_kafka_it_says_so_waits_and_stops_when_told(suite: Settings, tmp_path: Path) -> None:
