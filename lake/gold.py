@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,10 +54,7 @@ from lake.summaries import (
     bucket_start,
     merge,
 )
-from lake.tables import (
-    GOLD_PRICE_1M,
-    GOLD_PRICES,
-)
+from lake.tables import GOLD_PRICE_1M, GOLD_PRICES, SILVER_TICKS
 from lake.writer import LakeWriter
 
 logger = logging.getLogger(__name__)
@@ -69,31 +67,47 @@ FOLLOWED_BUCKETS = 1800 // BUCKET_SECONDS
 
 
 class Buckets:
-    """The last buckets of each pair; older ones are looked up in silver, which must have all ticks that were added."""
+    """The last buckets of each pair; older ones are looked up in silver, which must have all ticks that were added.
 
-    def __init__(self, silver: Silver, newest: Mapping[Pair, int]) -> None:
-        """newest: of the pairs that silver has, the second since 1970 of their newest minute."""
-        self._silver = silver
+    Those that silver had when this began are read when they are first asked for: what needs none of them, as minutes
+    do not, need not wait for them after a start.
+    """
+
+    def __init__(self, silver: Silver, newest: Mapping[Pair, int], began: Silver) -> None:
+        """newest: of the pairs that silver has, the second since 1970 of their newest minute.
+
+        began: silver as it is now, whatever it gets later.
+        """
+        self._silver, self._began = silver, began
         self._by_pair: dict[Pair, dict[int, Summary]] = defaultdict(dict)
-        # From this number on a pair's buckets are all here.
-        self._floors: dict[Pair, int] = {}
-        # Pairs that ended in the same hour go together: one that fell silent long ago costs no look at all since.
-        hours: dict[int, list[Pair]] = defaultdict(list)
-        for pair, second in newest.items():
-            self._floors[pair] = second // BUCKET_SECONDS - 3 * ROLLED
-            hours[second // 3600].append(pair)
-        for pairs in hours.values():
-            end = max(newest[pair] for pair in pairs) // BUCKET_SECONDS + ROLLED
-            found = silver.buckets(min(self._floors[pair] for pair in pairs), end, pairs)
-            for pair in pairs:
-                kept = found.get(pair, {}).items()
-                self._by_pair[pair] = {number: part for number, part in kept if number >= self._floors[pair]}
+        # From this number on a pair's buckets are all here, once those of `began` are.
+        self._floors = {pair: second // BUCKET_SECONDS - 3 * ROLLED for pair, second in newest.items()}
+        self._to_be_read = dict(newest)
+        self._reading = threading.Lock()
+
+    def _read(self) -> None:
+        """Have those that silver had when this began. Nothing else is added meanwhile."""
+        with self._reading:
+            # Pairs that ended in the same hour go together: one that fell silent long ago costs no look at all since.
+            hours: dict[int, list[Pair]] = defaultdict(list)
+            for pair, second in self._to_be_read.items():
+                hours[second // 3600].append(pair)
+            for pairs in hours.values():
+                end = max(self._to_be_read[pair] for pair in pairs) // BUCKET_SECONDS + ROLLED
+                found = self._began.buckets(min(self._floors[pair] for pair in pairs), end, pairs)
+                for pair in pairs:
+                    self._add(pair, found.get(pair, {}).items())
+            self._to_be_read = {}
 
     def add(self, rows: Iterable[Bucket]) -> None:
-        for pair, number, summary, _ in rows:
-            if number >= self._floors.setdefault(pair, 0):
-                known = self._by_pair[pair].get(number)
-                self._by_pair[pair][number] = known.merged(summary) if known else summary
+        for bucket in rows:
+            self._add(bucket.pair, [(bucket.number, bucket.summary)])
+
+    def _add(self, pair: Pair, buckets: Iterable[tuple[int, Summary]]) -> None:
+        floor, there = self._floors.setdefault(pair, 0), self._by_pair[pair]
+        for number, summary in buckets:
+            if number >= floor:
+                there[number] = there[number].merged(summary) if number in there else summary
 
     def prune(self) -> None:
         """Forget what is older than a while before the newest of the pair."""
@@ -105,6 +119,7 @@ class Buckets:
 
     def newest_time(self, pair: Pair) -> int:
         """Gold time of the pair's newest tick."""
+        self._read()
         buckets = self._by_pair[pair]
         return buckets[max(buckets)].last_time
 
@@ -115,6 +130,7 @@ class Buckets:
 
         silver_written: returns once silver has all ticks that were added; called only where silver is asked.
         """
+        self._read()
         views: dict[Pair, Mapping[int, Summary]] = {pair: self._by_pair[pair] for pair in needs}
         below = {pair: (first, last) for pair, (first, last) in needs.items() if first < self._floors[pair]}
         if below:
@@ -148,7 +164,8 @@ class Gold:
         self._spark, self._root, self._writer, self._rules = spark, root, writer, rules
         self._recent = Recent(spark, newest, rules.symbols)
         self._silver = Silver.of_lake(spark, root, rules, recent=self._recent)
-        self._buckets = Buckets(self._silver, newest)
+        began = Silver.of_lake(spark, root, rules, version=writer.version(SILVER_TICKS))
+        self._buckets = Buckets(self._silver, newest, began)
         self._prices = {table.name: price_rows(spark, writer, table, sink) for table in GOLD_PRICES}
         self._rolling = rolling_rows(spark, writer, sink)
         self._current = current_rows(spark, writer, rules, sink)
@@ -159,8 +176,8 @@ class Gold:
         self._bucket_ticks: OrderedDict[tuple[Pair, int], list[AlertTick]] = OrderedDict()
         self._rollup_seconds = rollup_seconds
         self._rolled_up_at: datetime | None = None
-        # Minutes that gold.price_5m and the longer ones do not have yet.
-        self._not_rolled_up = self._changed_since_roll_up()
+        # Minutes that gold.price_5m and the longer ones do not have yet; None: to be asked for.
+        self._not_rolled_up: set[WindowKey] | None = None
 
     # --- one micro-batch
 
@@ -193,7 +210,8 @@ class Gold:
                     span[key] = Window(merge([*known, *parts]), batch.at)
 
         rows.update(batch, {rows.span(key[2]) for key in minutes}, fold)
-        self._not_rolled_up |= minutes.keys()
+        if self._not_rolled_up is not None:
+            self._not_rolled_up |= minutes.keys()
 
     def roll_up(self, batch: Batch, *, at_once: bool = False) -> None:
         """Bring the longer windows up to date with gold.price_1m, unless that was done a moment ago.
@@ -205,7 +223,7 @@ class Gold:
             self._rolled_up_at = batch.at
         if not at_once and (batch.at - self._rolled_up_at).total_seconds() < self._rollup_seconds:
             return
-        changed = self._not_rolled_up
+        changed = self._changed_since_roll_up() if self._not_rolled_up is None else self._not_rolled_up
         for rows in self._prices.values():
             rows.refresh()
         for finer, table in itertools.pairwise(GOLD_PRICES):

@@ -54,6 +54,11 @@ def encoded(rows: pa.Table) -> bytes:
     return out.getvalue()
 
 
+def decoded(content: bytes) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, by column."""
+    return list(pq.read_table(BytesIO(content)).to_pylist())
+
+
 def statistics(table: Table, rows: pa.Table) -> str:
     """What Delta's log tells of a file: how many rows, lowest and highest of the columns of table.statistics."""
     lowest, highest, nulls = {}, {}, {}

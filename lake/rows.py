@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from pyspark.sql import Column, Row, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession
 
 from lake.alerts import Alert
 from lake.metrics import (
@@ -23,11 +22,7 @@ from lake.metrics import (
     price_row,
 )
 from lake.sinks import Sink
-from lake.summaries import (
-    Summary,
-    stored_order,
-    to_time,
-)
+from lake.summaries import Newness, Order, Summary, to_micros
 from lake.tables import (
     GOLD_ALERTS,
     GOLD_CURRENT_PRICE,
@@ -57,17 +52,16 @@ class Rows(Generic[Value]):
         spark: SparkSession,
         writer: LakeWriter,
         table: Table,
-        columns: Sequence[Column],
-        parse: Callable[[Row], tuple[Any, Value]],
+        parse: Callable[[Mapping[str, Any]], tuple[Any, Value]],
         time: Callable[[Any, Value], int],
         row: Callable[[Any, Value], tuple[object, ...]],
         sink: Sink | None = None,
         kept: int = 8,
     ) -> None:
-        """columns, parse: how a stored row becomes key and value; row: the way back; time: what its span goes by."""
+        """parse: how a stored row becomes key and value; row: the way back; time: what its span goes by."""
         self.table = table
         self._spark, self._writer = spark, writer
-        self._columns, self._parse, self._time, self._row = columns, parse, time, row
+        self._parse, self._time, self._row = parse, time, row
         self._sink, self._kept = sink, kept
         self._spans: OrderedDict[int, dict[Any, Value]] = OrderedDict()
 
@@ -83,7 +77,7 @@ class Rows(Generic[Value]):
             wanted.update(spans)
             for number in spans:
                 self._spans[number] = {}
-            for row in stored.select(*self._columns).collect() if stored is not None else ():
+            for row in stored:
                 key, value = self._parse(row)
                 self._spans[self.span(self._time(key, value))][key] = value
         for number in wanted:
@@ -137,19 +131,12 @@ class Rows(Generic[Value]):
 
 def price_rows(spark: SparkSession, writer: LakeWriter, table: Table, sink: Sink | None) -> Rows[Window]:
     """gold.price_1m and its like, by source, asset and window_start."""
-    return Rows(
-        *(spark, writer, table, _window_columns(), _window), lambda key, _: key[2], partial(price_row, table), sink
-    )
+    return Rows(*(spark, writer, table, _window), lambda key, _: key[2], partial(price_row, table), sink)
 
 
 def rolling_rows(spark: SparkSession, writer: LakeWriter, sink: Sink | None) -> Rows[tuple[object, ...]]:
     """gold.rolling_price by source, asset and as_of."""
-    return Rows(
-        *(spark, writer, GOLD_ROLLING_PRICE, _rolling_columns(), _rolling),
-        lambda key, _: key[2],
-        lambda _, row: row,
-        sink,
-    )
+    return Rows(*(spark, writer, GOLD_ROLLING_PRICE, _rolling), lambda key, _: key[2], lambda _, row: row, sink)
 
 
 def current_rows(
@@ -157,7 +144,7 @@ def current_rows(
 ) -> Rows[tuple[Newest, float | None, datetime]]:
     """gold.current_price by asset: the tick, its change within a minute, and updated_at."""
     return Rows(
-        *(spark, writer, GOLD_CURRENT_PRICE, _current_columns()),
+        *(spark, writer, GOLD_CURRENT_PRICE),
         lambda row: _current(row, rules.future_tolerance_seconds),
         lambda *_: 0,
         lambda asset, value: current_row(asset, *value),
@@ -170,71 +157,43 @@ def alert_rows(
 ) -> Rows[tuple[Alert, datetime]]:
     """gold.alerts by alert_id: the episode, and updated_at."""
     return Rows(
-        *(spark, writer, GOLD_ALERTS, _alert_columns(), _alert),
+        *(spark, writer, GOLD_ALERTS, _alert),
         lambda _, value: value[0].opened_at,
         lambda _, value: alert_row(value[0], rules.alerts, value[1]),
         sink,
     )
 
 
-def _micros(name: str) -> Column:
-    return F.unix_micros(name).alias(name)
+def _window(row: Mapping[str, Any]) -> tuple[WindowKey, Window]:
+    names = ("tick_count", "price_sum", "price_m2", "high", "low", "open", "close", "volume", "notional")
+    told = {name: row[name] for name in names}
+    summary = Summary(**told, open_order=_order(row["open_order"]), close_order=_order(row["close_order"]))
+    return (row["source"], row["asset"], to_micros(row["window_start"])), Window(summary, row["updated_at"])
 
 
-def _window_columns() -> tuple[Column, ...]:
-    return (
-        *(F.col(name) for name in ("source", "asset", "tick_count", "price_sum", "price_m2", "high", "low")),
-        *(
-            F.col("open"),
-            stored_order("open_order").alias("first"),
-            F.col("close"),
-            stored_order("close_order").alias("last"),
-        ),
-        *(F.col("volume"), F.col("notional"), _micros("window_start"), _micros("updated_at")),
-    )
+def _order(told: Mapping[str, Any]) -> Order:
+    rest = (told[name] for name in ("trade_epoch", "trade_id", "producer", "sequence", "event_id"))
+    return cast(Order, (to_micros(told["gold_time"]), *rest))
 
 
-def _window(row: Row) -> tuple[WindowKey, Window]:
-    told = row.asDict()
-    key = (told.pop("source"), told.pop("asset"), told.pop("window_start"))
-    updated_at = to_time(told.pop("updated_at"))
-    first, last = tuple(told.pop("first")), tuple(told.pop("last"))
-    return key, Window(Summary(**told, open_order=first, close_order=last), updated_at)
+def _rolling(row: Mapping[str, Any]) -> tuple[WindowKey, tuple[object, ...]]:
+    key = (row["source"], row["asset"], to_micros(row["as_of"]))
+    return key, tuple(row[name] for name in GOLD_ROLLING_PRICE.column_names)
 
 
-def _rolling_columns() -> tuple[Column, ...]:
-    names = ("source", "asset", "average_1m", "volatility_pct", "low", "high", "tick_count")
-    return (*(F.col(name) for name in names), _micros("as_of"), _micros("updated_at"))
-
-
-def _rolling(row: Row) -> tuple[WindowKey, tuple[object, ...]]:
-    source, asset, *values, as_of, updated_at = row
-    return (source, asset, as_of), (source, asset, to_time(as_of), *values, to_time(updated_at))
-
-
-def _current_columns() -> tuple[Column, ...]:
-    order = "current_order"
-    rest = (F.col(f"{order}.{name}") for name in ("source", "trade_id", "producer", "sequence", "event_id"))
-    newness = F.struct(F.unix_micros(f"{order}.known_at"), F.unix_micros(f"{order}.event_time"), *rest)
-    return (F.col("asset"), F.col("price_usd"), newness.alias("newness"), F.col("change_pct_1m"), _micros("updated_at"))
-
-
-def _current(row: Row, future_tolerance: float) -> tuple[str, tuple[Newest, float | None, datetime]]:
-    newness = tuple(row["newness"])
-    known_at, event_time = newness[:2]
+def _current(row: Mapping[str, Any], future_tolerance: float) -> tuple[str, tuple[Newest, float | None, datetime]]:
+    order = row["current_order"]
+    known_at, event_time = to_micros(order["known_at"]), to_micros(order["event_time"])
+    rest = (order[name] for name in ("source", "trade_id", "producer", "sequence", "event_id"))
     # As in is_future: a venue's time too far ahead of the receipt is not believed.
     time = known_at if event_time - known_at > future_tolerance * 1_000_000 else event_time
-    newest = Newest(newness, row["price_usd"], time)
-    return row["asset"], (newest, row["change_pct_1m"], to_time(row["updated_at"]))
+    newest = Newest(cast(Newness, (known_at, event_time, *rest)), row["price_usd"], time)
+    return row["asset"], (newest, row["change_pct_1m"], row["updated_at"])
 
 
-def _alert_columns() -> tuple[Column, ...]:
+def _alert(row: Mapping[str, Any]) -> tuple[str, tuple[Alert, datetime]]:
     names = ("alert_id", "source", "asset", "direction", "reference_price", "trigger_price", "peak_change_pct")
-    times = ("opened_at", "reference_time", "closed_at", "updated_at")
-    return (*(F.col(name) for name in names), *(_micros(name) for name in times))
-
-
-def _alert(row: Row) -> tuple[str, tuple[Alert, datetime]]:
-    told = row.asDict()
-    updated_at = to_time(told.pop("updated_at"))
-    return told["alert_id"], (Alert(**told), updated_at)
+    times = ("opened_at", "reference_time", "closed_at")
+    told = {**{name: row[name] for name in names}, **{name: row[name] and to_micros(row[name]) for name in times}}
+    alert = Alert(**told)
+    return alert.alert_id, (alert, row["updated_at"])

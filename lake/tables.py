@@ -66,12 +66,6 @@ class Table:
         """The columns as a schema in SQL."""
         return ", ".join(f"{column.name} {column.type}" for column in self.columns)
 
-    @property
-    def stored_schema(self) -> str:
-        """The columns that the data files have: a file's path tells those that the table is partitioned by."""
-        names = (column for column in self.columns if column.name not in self.partitioned_by)
-        return ", ".join(f"{column.name} {column.type}" for column in names)
-
     def span(self, micros: int) -> int:
         """The number of the span of time that a file with rows of this time is of; microseconds since 1970."""
         return 0 if self.file_span is None else micros // (self.file_span // _MICROSECOND)

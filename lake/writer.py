@@ -28,7 +28,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lake.commits import DataFile, TableLog, Transaction
-from lake.parquet import arrow_table, encoded, statistics
+from lake.files import content
+from lake.parquet import arrow_table, decoded, encoded, statistics
 from lake.summaries import to_micros
 from lake.tables import Table
 
@@ -155,6 +156,10 @@ class LakeWriter:
         """The last micro-batch that the table has; -1 if none."""
         return self._tables[table.qualified_name].batch
 
+    def version(self, table: Table) -> int:
+        """The newest version of the table that this writer knows of."""
+        return self._tables[table.qualified_name].version
+
     def property(self, table: Table, name: str) -> str | None:
         """A property of the table."""
         return self._tables[table.qualified_name].log.property(name)
@@ -213,16 +218,19 @@ class LakeWriter:
             rows = old.unionByName(rows)
         self._replace(folded(rows.coalesce(1)), table, transaction, spans, {"query": query, "batch": batch})
 
-    def stored(self, spark: SparkSession, table: Table, spans: Iterable[int]) -> tuple[list[int], DataFrame | None]:
-        """(the spans, and those that share files with them; their rows, None if there are none).
+    def stored(self, spark: SparkSession, table: Table, spans: Iterable[int]) -> tuple[list[int], list[dict[str, Any]]]:
+        """(the spans, and those that share files with them; their rows).
 
         The rows are without the columns that the table is partitioned by. Raises Fenced.
         """
         spans = self._widened(table, spans, self._begin(table))
-        files = self._files_of(table, spans)
-        if not files:
-            return spans, None
-        return spans, spark.read.schema(table.stored_schema).parquet(*(file.path for file in files))
+        rows: list[dict[str, Any]] = []
+        for file in self._files_of(table, spans):
+            stored = content(spark, file.path)
+            if stored is None:
+                raise FileNotFoundError(f"{table.qualified_name} names {file.path}, which is gone: see batch/prove.py")
+            rows += decoded(stored)
+        return spans, rows
 
     def was_changed(self, table: Table) -> bool:
         """Whether maintenance has changed the table since its rows were read. Raises Fenced."""

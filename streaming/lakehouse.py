@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from conf.settings import Settings
 from lake.files import content
 from lake.gaps import Gap, frame, newest, reconciled, unfilled
 from lake.gold import Gold
-from lake.intervals import holes
+from lake.intervals import Instrument, holes
 from lake.rows import Batch
 from lake.rules import PROPERTY, deciding, differences, gold_rules
 from lake.seen import Found, Seen, overview, strays, summary
@@ -67,8 +67,8 @@ class Lakehouse:
     # Its records come from bronze.
     rebuilding: bool = False
     seen: Seen = field(default_factory=Seen)
-    # The rows of silver.gaps that are not filled, by gap_id.
-    gaps: dict[str, Gap] = field(default_factory=dict)
+    # The rows of silver.gaps that are not filled, by gap_id; None: to be read.
+    gaps: dict[str, Gap] | None = None
     # Reports of numbers above the newest that silver has seen of their instrument: they count once it has.
     early: list[Gap] = field(default_factory=list)
     # When the last micro-batch began: the next one began later, whatever the clock says.
@@ -108,7 +108,7 @@ class Lakehouse:
         at, told = batch.at, {"query": query, "batch": number}
         # One task and one file a table, where there is not much to do.
         records = (records.coalesce(1) if self.records < FEW else records).persist()
-        cached = [records]
+        kept, cached = records, [records]
         replayed = number <= lake.batch(SILVER_TICKS)
         # What to keep with silver's rows if all records are new ticks; None if they are not.
         decision: Future[dict[str, Any] | None] = Future()
@@ -118,13 +118,19 @@ class Lakehouse:
                 running.append(threads.submit(inheritable_thread_target(self.spark)(partial(step, *args, **options))))
                 return running[-1]
 
+            def start_bronze() -> None:
+                if not self.rebuilding:
+                    start(self._append, bronze(kept, at), BRONZE_TICKS, **told)
+
             running: list[Future[None]] = []
             try:
-                if not self.rebuilding:
-                    start(self._append, bronze(records, at), BRONZE_TICKS, **told)
-                # They nearly always are: silver's files are written while that is looked into.
                 ticks = _all_new(records)
-                silver = start(self._append_ticks, ticks, decision.result, **told)
+                # Where nothing is compiled yet, all at once is late with everything: gold's minutes go first then.
+                cold = self.last is None
+                if not cold:
+                    start_bronze()
+                    # They nearly always are: silver's files are written while that is looked into.
+                    silver = start(self._append_ticks, ticks, decision.result, **told)
                 kinds = overview(records, settings.gold_symbols).collect()
                 strange = any(row.kind == "odd" for row in kinds)
                 if strange:
@@ -135,8 +141,8 @@ class Lakehouse:
                     cached.append(checked)
                     kinds = overview(records, settings.gold_symbols).collect()
                 found = None if replayed else self.seen.only_new(kinds)
-                as_tried = found is not None and not strange
-                if not as_tried:
+                as_tried = found is not None and not strange and not cold
+                if not as_tried and not cold:
                     decision.set_result(None)
                     silver.result()
                 if found is None:
@@ -148,17 +154,20 @@ class Lakehouse:
                 if strange:
                     found.add(strays(checked, settings.gaps_topic).collect())
                 seen = self.seen.with_found(found)
-                changed, early = self._gaps(found, seen, at)
+                said = [*self.early, *found.reports]
+                early = _early(said, seen)
                 state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
+                buckets = found.buckets
+                dirty = self.gold.take(buckets, counted=replayed)
+                prices = start(self.gold.prices, buckets, batch)
+                if cold:
+                    prices.result()
+                    start_bronze()
                 if as_tried:
                     decision.set_result(state)
                 else:
                     silver = start(self._append_ticks, ticks, lambda: state, **told)
-                if changed:
-                    start(lake.fold, frame(self.spark, changed), SILVER_GAPS, **told, spans=[0], folded=newest)
-                buckets = found.buckets
-                dirty = self.gold.take(buckets, counted=replayed)
-                start(self.gold.prices, buckets, batch)
+                start(self._gaps, found.instruments, said, seen, at, **told)
                 start(self.gold.rolling, dirty, batch, silver.result)
                 start(self.gold.current, buckets, batch, silver.result)
                 start(self.gold.alerts, dirty, batch, silver.result)
@@ -171,7 +180,6 @@ class Lakehouse:
                 step.result()
         self.gold.roll_up(batch)
         self.seen, self.early, self.began, self.last = seen, early, at, batch
-        self.gaps = unfilled([*self.gaps.values(), *changed])
         self.records = sum(row.records for row in kinds)
         for rows in cached:
             rows.unpersist()
@@ -188,20 +196,26 @@ class Lakehouse:
         if self.last:
             self.gold.roll_up(self.last, at_once=True)
 
-    def _gaps(self, found: Found, seen: Seen, at: datetime) -> tuple[list[Gap], list[Gap]]:
-        """(rows of silver.gaps that change, reports that are early)."""
-        said = [*self.early, *found.reports]
-        early = [
-            gap
-            for gap in said
-            if gap.interval and gap.status != "filled" and gap.interval[1] > seen.highest(gap.instrument)
-        ]
-        instruments = found.instruments | {gap.instrument for gap in said if gap.interval}
+    def _gaps(
+        self, instruments: Collection[Instrument], said: Sequence[Gap], seen: Seen, at: datetime, **told: Any
+    ) -> None:
+        """Bring silver.gaps up to date with what was seen of these instruments, and was said of any."""
+        instruments = {*instruments, *(gap.instrument for gap in said if gap.interval)}
         missing = {
             instrument: holes(seen.instruments.get(instrument, ()), seen.rejected.get(instrument, ()))
             for instrument in instruments
         }
-        return reconciled(self.gaps, missing, said, at), early
+        if self.gaps is None:
+            self.gaps = self._stored_gaps()
+        changed = reconciled(self.gaps, missing, said, at)
+        if changed:
+            self.writer.fold(frame(self.spark, changed), SILVER_GAPS, **told, spans=[0], folded=newest)
+            self.gaps = unfilled([*self.gaps.values(), *changed])
+
+    def _stored_gaps(self) -> dict[str, Gap]:
+        table = self.spark.read.format("delta").load(SILVER_GAPS.path(self.settings.lake_root))
+        rows = table.where(F.col("status") != "filled").select(*SILVER_GAPS.column_names).collect()
+        return unfilled(Gap(*row) for row in rows)
 
     def _first_of(self, valid: DataFrame, replayed: bool) -> DataFrame:
         """The ticks that silver does not have yet, each once; of a replayed micro-batch, those that it has by it."""
@@ -209,6 +223,15 @@ class Lakehouse:
             return self.seen.first_deliveries(valid, gold_time())
         silver = self.spark.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
         return silver.join(valid, ["kafka_partition", "kafka_offset"], "left_semi")
+
+
+def _early(said: Iterable[Gap], seen: Seen) -> list[Gap]:
+    """Reports of numbers above the newest that was seen of their instrument."""
+    return [
+        gap
+        for gap in said
+        if gap.interval and gap.status != "filled" and gap.interval[1] > seen.highest(gap.instrument)
+    ]
 
 
 def _all_new(kinds: DataFrame) -> DataFrame:
@@ -266,12 +289,10 @@ def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: S
     lake.claim()
     kept = lake.metadata(SILVER_TICKS)
     seen = Seen.from_json(kept["seen"]) if "seen" in kept else Seen()
-    gaps = spark.read.format("delta").load(SILVER_GAPS.path(settings.lake_root)).where(F.col("status") != "filled")
     return Lakehouse(
         *(spark, settings, lake),
         gold=Gold(spark, settings.lake_root, lake, gold_rules(settings), seen.minutes, sink=sink),
         seen=seen,
-        gaps=unfilled(Gap(*row) for row in gaps.select(*SILVER_GAPS.column_names).collect()),
         early=[Gap.from_json(gap) for gap in kept.get("early", [])],
         began=datetime.fromisoformat(kept["at"]) if "at" in kept else EPOCH,
     )
