@@ -162,7 +162,7 @@ def survive(own: Settings, stream: Stream, faults: list[str], folder: Path, show
     ):
         with stream.running():
             stream.wait_for_gold(0)
-            for fault in faults:
+            for number, fault in enumerate(faults, 1):
                 time.sleep(chance.uniform(0, 3))
                 at = time.time()
                 if fault == "driver":
@@ -175,6 +175,7 @@ def survive(own: Settings, stream: Stream, faults: list[str], folder: Path, show
                     services.up(settings, ["kafka" if fault == "broker" else "hdfs"])
                     at = time.time()
                 stream.wait_for_gold(at)
+                print(f"{number} of {len(faults)}: {fault}, gold again {time.time() - at:.0f} s later", flush=True)
         market.stop()
         assert ingester.stop() == 0
         summary = ingester.line()
