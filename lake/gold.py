@@ -251,6 +251,8 @@ class Gold:
 
     def rolling(self, dirty: Mapping[Pair, Sequence[int]], batch: Batch, silver_written: Callable[[], None]) -> None:
         """gold.rolling_price of every look at changed buckets, and of those that time has come to."""
+        if self._rolling.written(batch):
+            return
         reach = max(ROLLED, self._rules.volatility_buckets)
         looks: dict[Pair, list[int]] = {}
         for pair, numbers in dirty.items():

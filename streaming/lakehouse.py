@@ -75,6 +75,9 @@ class Lakehouse:
     began: datetime = EPOCH
     idle: threading.Event = field(default_factory=threading.Event)
     last: Batch | None = None
+    # Nothing new was written since the start, and little is compiled: all at once would be late with everything, so
+    # that gold's minutes go first.
+    cold: bool = True
     # How many the last micro-batch had.
     records: int = FEW
     # What ended the query, where another writer did: Spark hands on only its text.
@@ -125,9 +128,7 @@ class Lakehouse:
             running: list[Future[None]] = []
             try:
                 ticks = _all_new(records)
-                # Where nothing is compiled yet, all at once is late with everything: gold's minutes go first then.
-                cold = self.last is None
-                if not cold:
+                if not self.cold:
                     start_bronze()
                     # They nearly always are: silver's files are written while that is looked into.
                     silver = start(self._append_ticks, ticks, decision.result, **told)
@@ -141,8 +142,8 @@ class Lakehouse:
                     cached.append(checked)
                     kinds = overview(records, settings.gold_symbols).collect()
                 found = None if replayed else self.seen.only_new(kinds)
-                as_tried = found is not None and not strange and not cold
-                if not as_tried and not cold:
+                as_tried = found is not None and not strange and not self.cold
+                if not as_tried and not self.cold:
                     decision.set_result(None)
                     silver.result()
                 if found is None:
@@ -160,7 +161,7 @@ class Lakehouse:
                 buckets = found.buckets
                 dirty = self.gold.take(buckets, counted=replayed)
                 prices = start(self.gold.prices, buckets, batch)
-                if cold:
+                if self.cold:
                     prices.result()
                     start_bronze()
                 if as_tried:
@@ -180,6 +181,7 @@ class Lakehouse:
                 step.result()
         self.gold.roll_up(batch)
         self.seen, self.early, self.began, self.last = seen, early, at, batch
+        self.cold = self.cold and replayed
         self.records = sum(row.records for row in kinds)
         for rows in cached:
             rows.unpersist()

@@ -19,16 +19,16 @@ import pytest
 import services
 from benchmarks.freshness import commits
 from conf.settings import PROJECT, Settings
-from lake.tables import BRONZE_TICKS, GOLD, GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS
-from services.control import daemons
+from lake.tables import BRONZE_TICKS, GOLD, SILVER_QUARANTINE, SILVER_TICKS
 from tests.conftest import TEST_CONF
-from tests.faults.conftest import ASSETS, FULL, SEED, scaled
+from tests.faults.conftest import ASSETS, FULL, SEED
+from tests.killing import DAEMONS, kill_daemon, kill_executors
 from tests.lakes import rows_of
 from tests.listening import family
 from tests.oracle import Record, Row, differences, lake_of
 from tests.programs import ingestion, kafka_records, simulator, wait_until
 
-# Twenty minutes and more; in scripts/test the end-to-end test kills the driver once, here and on YARN.
+# Half an hour and more; in scripts/test the end-to-end test has each of these faults once.
 pytestmark = [
     pytest.mark.services,
     pytest.mark.skipif(not FULL, reason="scripts/faults stream"),
@@ -44,7 +44,7 @@ class Stream:
     def __init__(self, settings: Settings, logs: Path, on: str = "local") -> None:
         self._logs = logs
         self._files = hdfs.InsecureClient(settings.webhdfs_url)
-        self._gold = GOLD_PRICE_1M.path(urlsplit(settings.lake_root).path)
+        self._gold = [table.path(urlsplit(settings.lake_root).path) for table in GOLD]
         names = ("lake_root", "ticks_topic", "rejects_topic", "gaps_topic")
         given = [text for name in names for text in ("--" + name.replace("_", "-"), str(getattr(settings, name)))]
         self._command = ["./spark-submit.sh", "--on", on, "streaming/ticks.py", "--conf", str(TEST_CONF), *given]
@@ -84,9 +84,9 @@ class Stream:
             self._process.wait(60)
 
     def newest_gold(self) -> float:
-        """When gold.price_1m was last written, in seconds since 1970; 0 if it cannot be told now."""
+        """When a table of gold was last written, in seconds since 1970; 0 if it cannot be told now."""
         try:
-            return max((at for _, at, _ in commits(self._files, self._gold, 3)), default=0.0)
+            return max((at for path in self._gold for _, at, _ in commits(self._files, path, 3)), default=0.0)
         except (hdfs.HdfsError, OSError):
             return 0.0
 
@@ -103,38 +103,10 @@ class Stream:
         assert process.wait(PATIENCE) == 0, (self._logs / f"stream-{len(self.starts)}.log").read_text()[-5000:]
 
 
-def kill_daemon(settings: Settings, name: str) -> None:
-    """kill -9 of a service's daemon."""
-    (daemon,) = (daemon for daemon in daemons(settings) if daemon.name == name)
-    process = daemon.process()
-    assert process is not None, f"{name} does not run"
-    process.kill()
-    process.wait(60)
-
-
-def kill_executor(settings: Settings) -> None:
-    """kill -9 of an executor of the job on YARN, once there is one."""
-    (manager,) = (daemon.process() for daemon in daemons(settings, ["yarn"]) if daemon.name == "nodemanager")
-    assert manager is not None, "YARN does not run"
-
-    def executors() -> list[psutil.Process]:
-        found = []
-        for process in family([manager]):
-            with suppress(psutil.Error):
-                if process.name() == "java" and "YarnCoarseGrainedExecutorBackend" in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
-
-    wait_until(lambda: bool(executors()), "an executor runs", PATIENCE)
-    for process in executors():
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
 def test_stream(own: Settings, running: Callable[..., Settings], folder: Path, show: Show) -> None:
     """The driver, the broker, a DataNode and the NameNode killed with -9 at random moments while ticks flow."""
     running("hdfs")
-    faults = ["driver"] * scaled(1, 20) + ["broker", "datanode", "namenode"] * scaled(1, 3)
+    faults = ["driver"] * 20 + ["broker", "datanode", "namenode"] * 3
     survive(own, Stream(lake_of_its_own(own), folder), faults, folder, show)
 
 
@@ -142,7 +114,7 @@ def test_stream_on_yarn(own: Settings, running: Callable[..., Settings], folder:
     """Executors killed with -9 at random moments while ticks flow."""
     running("hdfs", "yarn")
     stream = Stream(lake_of_its_own(own), folder, on="yarn-client")
-    survive(own, stream, ["executor"] * scaled(1, 10), folder, show)
+    survive(own, stream, ["executor"] * 10, folder, show)
     assert len(stream.starts) == 2, "the driver outlives its executors: one start, and one for the rest"
 
 
@@ -168,11 +140,11 @@ def survive(own: Settings, stream: Stream, faults: list[str], folder: Path, show
                 if fault == "driver":
                     stream.kill()
                 elif fault == "executor":
-                    kill_executor(settings)
+                    wait_until(lambda: kill_executors(settings), "an executor runs", PATIENCE)
                 else:
                     kill_daemon(settings, fault)
                     time.sleep(30 if fault == "namenode" else 1)
-                    services.up(settings, ["kafka" if fault == "broker" else "hdfs"])
+                    services.up(settings, [DAEMONS[fault]])
                     at = time.time()
                 stream.wait_for_gold(at)
                 print(f"{number} of {len(faults)}: {fault}, gold again {time.time() - at:.0f} s later", flush=True)

@@ -332,7 +332,7 @@ def test_what_was_taken_under_another_topic_still_goes_there(own: Settings, clie
         for topic in (earlier, own.ticks_topic):
             spool.append(topic, b"binance:BTCUSDT", b"a tick")
         while delivery.published < 2 and not sending.done():
-            await asyncio.sleep(0.05)
+            await asyncio.wait([sending], timeout=0.05)
         spool.stop()
         await writing
         sending.cancel()
