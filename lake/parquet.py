@@ -1,4 +1,4 @@
-"""A few rows that the driver has, as a Parquet file with the statistics that Delta keeps of it: without a Spark job."""
+"""A few rows, between the driver and a Parquet file with the statistics that Delta keeps of it: without a Spark job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
 
+from lake.files import content
 from lake.tables import Table
 
 _TYPES = {
@@ -54,9 +56,12 @@ def encoded(rows: pa.Table) -> bytes:
     return out.getvalue()
 
 
-def decoded(content: bytes) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, by column."""
-    return list(pq.read_table(BytesIO(content)).to_pylist())
+def stored(spark: SparkSession, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a table's Parquet file, without a Spark job. Raises FileNotFoundError."""
+    told = content(spark, path)
+    if told is None:
+        raise FileNotFoundError(f"{path} is in its table's log, and is gone: batch/prove.py tells what is missing")
+    return pq.read_table(BytesIO(told), columns=None if columns is None else list(columns))
 
 
 def statistics(table: Table, rows: pa.Table) -> str:

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from io import BytesIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from lake.alerts import AlertTick
 from lake.commits import DataFile
-from lake.files import content
 from lake.metrics import Range
+from lake.parquet import stored
 from lake.summaries import Pair, to_micros
 from lake.ticks import feeds
 
@@ -82,10 +80,8 @@ class Recent:
         known = self._tables.get(file.path)
         if known is not None:
             return known
-        stored = content(self._spark, file.path)
-        assert stored is not None, f"{file.path} was committed by this writer and is gone"
         names = ("source", "asset", "symbol", "price_usd", *ORDER[1:], "event_time", "received_at", "is_future")
-        rows = pq.read_table(BytesIO(stored), columns=list(names))
+        rows = stored(self._spark, file.path, names)
         time = pc.if_else(rows["is_future"], rows["received_at"], rows["event_time"]).cast(pa.int64())
         rows = rows.drop_columns(["event_time", "received_at", "is_future"]).append_column("gold_time", time)
         self._tables[file.path] = rows

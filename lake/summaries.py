@@ -200,12 +200,6 @@ def summary_of(row: Row) -> Summary:
     )
 
 
-def stored_order(name: str) -> Column:
-    """An Order of a column of type TICK_ORDER."""
-    parts = ("trade_epoch", "trade_id", "producer", "sequence", "event_id")
-    return F.struct(F.unix_micros(F.col(f"{name}.gold_time")), *(F.col(f"{name}.{part}") for part in parts))
-
-
 def as_price(number: Decimal | None) -> Decimal | None:
     """As a DECIMAL(28,12), or None where that cannot hold it."""
     return None if number is None or number >= LARGEST else number

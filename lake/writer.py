@@ -28,8 +28,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lake.commits import DataFile, TableLog, Transaction
-from lake.files import content
-from lake.parquet import arrow_table, decoded, encoded, statistics
+from lake.parquet import arrow_table, encoded, statistics, stored
 from lake.summaries import to_micros
 from lake.tables import Table
 
@@ -224,13 +223,7 @@ class LakeWriter:
         The rows are without the columns that the table is partitioned by. Raises Fenced.
         """
         spans = self._widened(table, spans, self._begin(table))
-        rows: list[dict[str, Any]] = []
-        for file in self._files_of(table, spans):
-            stored = content(spark, file.path)
-            if stored is None:
-                raise FileNotFoundError(f"{table.qualified_name} names {file.path}, which is gone: see batch/prove.py")
-            rows += decoded(stored)
-        return spans, rows
+        return spans, [row for file in self._files_of(table, spans) for row in stored(spark, file.path).to_pylist()]
 
     def was_changed(self, table: Table) -> bool:
         """Whether maintenance has changed the table since its rows were read. Raises Fenced."""

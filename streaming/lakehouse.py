@@ -142,7 +142,7 @@ class Lakehouse:
                     cached.append(checked)
                     kinds = overview(records, settings.gold_symbols).collect()
                 found = None if replayed else self.seen.only_new(kinds)
-                as_tried = found is not None and not strange and not self.cold
+                as_tried = found is not None and not strange
                 if not as_tried and not self.cold:
                     decision.set_result(None)
                     silver.result()
@@ -164,7 +164,7 @@ class Lakehouse:
                 if self.cold:
                     prices.result()
                     start_bronze()
-                if as_tried:
+                if as_tried and not self.cold:
                     decision.set_result(state)
                 else:
                     silver = start(self._append_ticks, ticks, lambda: state, **told)

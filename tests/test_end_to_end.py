@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import hdfs
 import nbclient
@@ -292,6 +293,13 @@ def expected(suite: Settings, ingested: list[Record]) -> Lake:
     return lake_of(consume(suite), ticks_topic=TICKS, gaps_topic=GAPS, gold_symbols=GOLD_SYMBOLS)
 
 
+def commits(files: hdfs.Client, root: str, table: Table) -> int:
+    """How many a table of the lake at root has, its creation among them; 0 if there is none yet."""
+    log = f"{table.path(urlsplit(root).path)}/_delta_log"
+    there = files.list(log) if files.status(log, strict=False) else []
+    return sum(name.endswith(".json") for name in there)
+
+
 class Torn:
     """Kills a driver with -9 when one of silver and gold has a micro-batch that the other has not.
 
@@ -300,18 +308,14 @@ class Torn:
 
     def __init__(self, suite: Settings, root: str) -> None:
         self.files = hdfs.InsecureClient(suite.webhdfs_url, user=getpass.getuser())
-        folder = root.partition(f":{suite.namenode_port}")[2]
-        self.logs = [f"{table}/_delta_log" for table in (SILVER_TICKS.path(folder), GOLD_PRICE_1M.path(folder))]
+        self.root = root
         self.killed = False
 
     def commits(self) -> tuple[int, int]:
-        silver, gold = (sum(name.endswith(".json") for name in self.files.list(log)) for log in self.logs)
-        return silver, gold
+        return commits(self.files, self.root, SILVER_TICKS), commits(self.files, self.root, GOLD_PRICE_1M)
 
     def torn(self) -> bool:
         """Between the third and the last micro-batch; each table has one commit of its creation."""
-        if any(self.files.status(log, strict=False) is None for log in self.logs):
-            return False
         silver, gold = self.commits()
         return min(silver, gold) > 3 and silver != gold
 
@@ -335,16 +339,15 @@ class Faults:
     """
 
     def __init__(self, suite: Settings, root: str, *names: str) -> None:
-        self.suite, self.left = suite, list(names)
+        self.suite, self.root, self.left = suite, root, list(names)
         self.files = hdfs.InsecureClient(suite.webhdfs_url, user=getpass.getuser())
-        self.log = f"{GOLD_PRICE_1M.path(root.partition(f':{suite.namenode_port}')[2])}/_delta_log"
-        self.commits = 2
+        self.seen = 2
 
     def __call__(self, submitted: psutil.Process) -> None:
-        if not self.left or self.files.status(self.log, strict=False) is None:
+        if not self.left:
             return
-        commits = sum(name.endswith(".json") for name in self.files.list(self.log))
-        if commits <= self.commits:
+        found = commits(self.files, self.root, GOLD_PRICE_1M)
+        if found <= self.seen:
             return
         if self.left[0] == "executor":
             if not kill_executors(self.suite):
@@ -354,7 +357,7 @@ class Faults:
             time.sleep(5)
             up(self.suite, [DAEMONS[self.left[0]]])
         del self.left[0]
-        self.commits = commits
+        self.seen = found
 
 
 @dataclass

@@ -28,7 +28,7 @@ from tests.listening import family
 from tests.oracle import Record, Row, differences, lake_of
 from tests.programs import ingestion, kafka_records, simulator, wait_until
 
-# Half an hour and more; in scripts/test the end-to-end test has each of these faults once.
+# An hour; in scripts/test the end-to-end test has each of these faults once.
 pytestmark = [
     pytest.mark.services,
     pytest.mark.skipif(not FULL, reason="scripts/faults stream"),
