@@ -75,9 +75,6 @@ class Lakehouse:
     began: datetime = EPOCH
     idle: threading.Event = field(default_factory=threading.Event)
     last: Batch | None = None
-    # Nothing new was written since the start, and little is compiled: all at once would be late with everything, so
-    # that gold's minutes go first.
-    cold: bool = True
     # How many the last micro-batch had.
     records: int = FEW
     # What ended the query, where another writer did: Spark hands on only its text.
@@ -111,7 +108,7 @@ class Lakehouse:
         at, told = batch.at, {"query": query, "batch": number}
         # One task and one file a table, where there is not much to do.
         records = (records.coalesce(1) if self.records < FEW else records).persist()
-        kept, cached = records, [records]
+        cached = [records]
         replayed = number <= lake.batch(SILVER_TICKS)
         # What to keep with silver's rows if all records are new ticks; None if they are not.
         decision: Future[dict[str, Any] | None] = Future()
@@ -121,17 +118,13 @@ class Lakehouse:
                 running.append(threads.submit(inheritable_thread_target(self.spark)(partial(step, *args, **options))))
                 return running[-1]
 
-            def start_bronze() -> None:
-                if not self.rebuilding:
-                    start(self._append, bronze(kept, at), BRONZE_TICKS, **told)
-
             running: list[Future[None]] = []
             try:
+                if not self.rebuilding:
+                    start(self._append, bronze(records, at), BRONZE_TICKS, **told)
+                # They nearly always are: silver's files are written while that is looked into.
                 ticks = _all_new(records)
-                if not self.cold:
-                    start_bronze()
-                    # They nearly always are: silver's files are written while that is looked into.
-                    silver = start(self._append_ticks, ticks, decision.result, **told)
+                silver = start(self._append_ticks, ticks, decision.result, **told)
                 kinds = overview(records, settings.gold_symbols).collect()
                 strange = any(row.kind == "odd" for row in kinds)
                 if strange:
@@ -143,7 +136,7 @@ class Lakehouse:
                     kinds = overview(records, settings.gold_symbols).collect()
                 found = None if replayed else self.seen.only_new(kinds)
                 as_tried = found is not None and not strange
-                if not as_tried and not self.cold:
+                if not as_tried:
                     decision.set_result(None)
                     silver.result()
                 if found is None:
@@ -160,11 +153,8 @@ class Lakehouse:
                 state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
                 buckets = found.buckets
                 dirty = self.gold.take(buckets, counted=replayed)
-                prices = start(self.gold.prices, buckets, batch)
-                if self.cold:
-                    prices.result()
-                    start_bronze()
-                if as_tried and not self.cold:
+                start(self.gold.prices, buckets, batch)
+                if as_tried:
                     decision.set_result(state)
                 else:
                     silver = start(self._append_ticks, ticks, lambda: state, **told)
@@ -181,7 +171,6 @@ class Lakehouse:
                 step.result()
         self.gold.roll_up(batch)
         self.seen, self.early, self.began, self.last = seen, early, at, batch
-        self.cold = self.cold and replayed
         self.records = sum(row.records for row in kinds)
         for rows in cached:
             rows.unpersist()
