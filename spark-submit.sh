@@ -73,7 +73,8 @@ options_of() { # the `key value` lines of a file in conf/
 }
 
 jars_here=$PROJECT/.tickhouse/jars/spark
-environment=("JAVA_HOME=$java_home" "SPARK_HOME=$(echo "$PROJECT"/.venv/lib/python3*/site-packages/pyspark)")
+spark_home=$(echo "$PROJECT"/.venv/lib/python3*/site-packages/pyspark)
+environment=("JAVA_HOME=$java_home" "SPARK_HOME=$spark_home")
 environment+=("SPARK_CONF_DIR=$PROJECT/conf")
 options=()
 if [[ $network == loopback ]]; then
@@ -108,7 +109,11 @@ ship_to_yarn() {
     [[ $network != loopback ]] || options+=(--conf spark.yarn.appMasterEnv.SPARK_LOCAL_IP=127.0.0.1)
 }
 
-driver_here() { options+=(--driver-class-path "$jars_here/*"); }
+# All jars by the class path, and their classes as an archive that Java maps into memory: as services/java.py has it.
+driver_here() {
+    options+=(--driver-class-path "$spark_home/jars/*:$jars_here/*")
+    options+=(--driver-java-options "-XX:SharedArchiveFile=$PROJECT/.tickhouse/spark-classes.jsa -Xlog:disable -Xlog:all=warning:stderr")
+}
 
 case $on in
     local | local\[*\])

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import pyspark
+
 from conf.settings import PROJECT
 from services.daemon import mark
 from services.errors import NotSetUp
 
 JARS = PROJECT / ".tickhouse" / "jars"
+# Made by submit/class_archive.py. A Java that cannot use it says why on stderr, for stdout is a job's own.
+CLASS_ARCHIVE = PROJECT / ".tickhouse" / "spark-classes.jsa"
+SHARED_CLASSES = f"-XX:SharedArchiveFile={CLASS_ARCHIVE} -Xlog:disable -Xlog:all=warning:stderr"
 
 
 @cache
@@ -28,6 +33,11 @@ def jars(conf: str) -> str:
     if not (JARS / ".stamp").exists():
         raise NotSetUp(f"The jars are not in {JARS}: run scripts/setup.")
     return f"{JARS}/{conf}/*"
+
+
+def spark_class_path() -> str:
+    """Of Spark's drivers: all jars, in the order of CLASS_ARCHIVE. Raises NotSetUp."""
+    return f"{Path(pyspark.__file__).parent}/jars/*:{jars('spark')}"
 
 
 def java_command(

@@ -11,7 +11,7 @@ from thrift.Thrift import TException
 
 from conf.settings import PROJECT, Settings
 from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment, mark
-from services.java import jars, java_home
+from services.java import SHARED_CLASSES, java_home, spark_class_path
 from services.service import Service
 
 SPARK_HOME = Path(pyspark.__file__).parent
@@ -64,9 +64,9 @@ def _command(settings: Settings, folder: Path) -> tuple[str, ...]:
         "--driver-memory",
         "1g",
         "--driver-class-path",
-        jars("spark"),
+        spark_class_path(),
         "--driver-java-options",
-        f"{mark(folder, 'thriftserver')} -Djava.net.preferIPv4Stack=true -XX:+ExitOnOutOfMemoryError"
+        f"{mark(folder, 'thriftserver')} {SHARED_CLASSES} -Djava.net.preferIPv4Stack=true -XX:+ExitOnOutOfMemoryError"
         f" -Dderby.stream.error.file={folder}/log/derby.log",
         *(part for name, value in configuration.items() for part in ("--conf", f"{name}={value}")),
         "--class",

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 import services
 from conf.settings import PROJECT, Settings, read_settings
-from services.java import JARS, java_home
+from services.java import SHARED_CLASSES, java_home, spark_class_path
 
 GOLDEN_OPTION = "--update-golden"
 TEST_CONF = Path(__file__).parent / "test.toml"
@@ -79,7 +79,8 @@ def spark() -> Iterator[SparkSession]:
     }
     session = (
         SparkSession.builder.master("local[2]")
-        .config("spark.jars", ",".join(str(jar) for jar in sorted((JARS / "spark").glob("*.jar"))))
+        .config("spark.driver.extraClassPath", spark_class_path())
+        .config("spark.driver.extraJavaOptions", SHARED_CLASSES)
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
         .config("spark.ui.enabled", "false")

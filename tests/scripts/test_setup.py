@@ -61,6 +61,9 @@ def test_jars_that_are_not_the_agreed_ones_are_refused_and_the_next_run_goes_on(
     (checkout / ".tickhouse" / "jars").mkdir()
     ran = setup(checkout)
     assert ran.returncode == 0, ran.stderr
+    # This checkout lacks what makes them.
+    assert "an archive of the classes that Spark's jobs load" in ran.stderr
+    assert "it could not be made (see .tickhouse/spark-classes.log)" in ran.stderr
     found = {
         str(jar.relative_to(checkout / ".tickhouse" / "jars")) for jar in checkout.rglob(".tickhouse/jars/*/*.jar")
     }

@@ -117,9 +117,14 @@ sys.exit(7)
 """
 
 
-def test_a_job_has_our_code_delta_and_defaults_and_its_exit_code_comes_back(tmp_path: Path) -> None:
+def test_a_job_has_our_code_delta_archived_classes_and_defaults_and_its_exit_code_comes_back(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
-    ran = spark_submit("--name", "given", "job.py", "--lake-root", f"file://{tmp_path}/lake", folder=tmp_path)
+    # -Xshare:on: Java ends at once where it cannot use the archive of classes.
+    ran = spark_submit(
+        *("--name", "given", "job.py", "--lake-root", f"file://{tmp_path}/lake"),
+        folder=tmp_path,
+        JDK_JAVA_OPTIONS="-Xshare:on",
+    )
     assert ran.returncode == 7, ran.stderr
     told = json.loads(ran.stdout)
     assert (told["zone"], told["name"]) == ("UTC", "given")

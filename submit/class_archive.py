@@ -1,0 +1,119 @@
+"""An archive of the classes that Spark's drivers load: Java maps it into memory, and need not read and check each one.
+
+    python -m submit.class_archive
+
+Runs two micro-batches on a lake in a temporary folder and has Java write what it loaded (class data sharing, JEP 350).
+Java looks whether an archive is of the jars that it is given, and does without one that is not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from py4j.protocol import Py4JJavaError
+from pyspark import SparkContext
+from pyspark.sql import SparkSession
+
+from conf.settings import PROJECT, Settings
+from ingestion.feeds import make_feed
+from ingestion.ticks import Tick
+from services.java import CLASS_ARCHIVE, java_home, spark_class_path
+from simulator.dialects import Listing
+from simulator.dialects.binance import Binance
+from simulator.market import trades
+from streaming.lakehouse import resume
+
+ASSETS = ("bitcoin", "ethereum")
+TICKS = 2_000
+OPENED_MS = 1_723_161_600_000
+RECORD = "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, kafka_timestamp TIMESTAMP"
+# What a job has of a service that does not run here: the clients of Kafka and of HDFS, by name.
+CLIENTS = re.compile(
+    r"org/apache/(kafka/(clients/(consumer/|admin/Kafka|[A-Z])|common/)|spark/sql/kafka010/"
+    r"|hadoop/(hdfs/(client/|protocol/[A-Z]|protocolPB/|[A-Z])|ipc/))"
+)
+
+
+def micro_batches(spark: SparkSession, folder: Path) -> None:
+    """Do what the streaming job does, with records from files."""
+    feed = make_feed("binance", ASSETS)
+    market = Binance(Listing("binance", list(ASSETS))).frames(islice(trades(ASSETS, 100.0, seed=1), TICKS), OPENED_MS)
+    events = (event for frame in market for event in feed.receive(frame.text.encode(), OPENED_MS * 10**6 + frame.at_ns))
+    ticks = [event for event in events if isinstance(event, Tick)]
+    values = [*(tick.to_json("archive", number) for number, tick in enumerate(ticks, 1)), b"no tick"]
+    at = datetime.now(UTC)
+    rows = [(None, bytearray(value), "ticks", 0, offset, at) for offset, value in enumerate(values)]
+    for part in (rows[: TICKS // 2], rows[TICKS // 2 :]):
+        spark.createDataFrame(part, RECORD).coalesce(1).write.mode("append").parquet(f"{folder}/records")
+    settings = Settings(lake_root=f"file:{folder}/lake", checkpoint=f"file:{folder}/checkpoint")
+    lakehouse = resume(spark, settings)
+    records = spark.readStream.schema(RECORD).option("maxFilesPerTrigger", 1).parquet(f"{folder}/records")
+    writing = lakehouse.canonical(records).writeStream.foreachBatch(lakehouse.write_batch)
+    writing = writing.option("checkpointLocation", settings.checkpoint_location).trigger(availableNow=True)
+    writing.start().awaitTermination()
+    lakehouse.finish()
+    lakehouse.writer.close()
+
+
+def client_classes() -> Iterator[str]:
+    folders = [Path(part).parent for part in spark_class_path().split(":")]
+    for jar in (jar for folder in folders for jar in folder.glob("*.jar")):
+        if jar.name.startswith(("kafka-clients-", "spark-sql-kafka-", "hadoop-client-api-")):
+            with zipfile.ZipFile(jar) as files:
+                found = [name for name in files.namelist() if CLIENTS.match(name) and name.endswith(".class")]
+            yield from (name.removesuffix(".class").replace("/", ".") for name in found)
+
+
+def load(spark: SparkSession, names: Iterator[str]) -> None:
+    """Have Java load these classes, where what they need is there."""
+    jvm = spark._jvm
+    assert jvm is not None
+    loader = jvm.java.lang.ClassLoader.getSystemClassLoader()
+    for name in names:
+        try:
+            jvm.java.lang.Class.forName(name, False, loader)
+        except Py4JJavaError:
+            continue
+
+
+def main() -> int:
+    made = CLASS_ARCHIVE.with_name(f"{CLASS_ARCHIVE.name}.{os.getpid()}")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ |= {
+            "JAVA_HOME": str(java_home()),
+            # Not conf/: Java makes no archive for a class path with a folder that has files.
+            "SPARK_CONF_DIR": f"{folder}/absent",
+            "SPARK_LOCAL_IP": "127.0.0.1",
+            "PYSPARK_SUBMIT_ARGS": f"--properties-file '{PROJECT}/conf/spark-defaults.conf' pyspark-shell",
+        }
+        spark = (
+            SparkSession.builder.master("local[2]")
+            .config("spark.driver.extraClassPath", spark_class_path())
+            .config("spark.driver.extraJavaOptions", f"-XX:ArchiveClassesAtExit={made} -Xlog:cds*=error")
+            .config("spark.sql.warehouse.dir", f"file:{folder}/warehouse")
+            .config("spark.ui.enabled", "false")
+            .getOrCreate()
+        )
+        gateway = SparkContext._gateway
+        assert gateway is not None
+        java = gateway.proc
+        micro_batches(spark, folder)
+        load(spark, client_classes())
+        spark.stop()
+        java.stdin.close()
+        java.wait()
+    made.replace(CLASS_ARCHIVE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
