@@ -1,10 +1,15 @@
-"""What tests share: the settings of their own suite, and its services, started once and only if a test needs them."""
+"""What tests share: the settings of their own suite, and its services, started once and only if a test needs them.
+
+Where files of tests run side by side (pytest-xdist), each of its workers has a suite of its own.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,13 +21,38 @@ from conf.settings import PROJECT, Settings, read_settings
 from services.java import SHARED_CLASSES, java_home, spark_class_path
 
 GOLDEN_OPTION = "--update-golden"
-TEST_CONF = Path(__file__).parent / "test.toml"
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+# The longest of all: begun first, it is not what the others have to wait for in the end.
+LONGEST = Path("tests/test_end_to_end.py"), Path("tests/faults/test_faults.py")
+
+# Python workers of Spark take a main module without a file, as an xdist worker's is, for a doctest, and end.
+sys.modules["__main__"].__dict__.setdefault("__file__", __file__)
+
+
+def settings_file(worker: int) -> Path:
+    """test.toml for the first worker; for another one a copy with ports and a state folder of its own."""
+    first = Path(__file__).parent / "test.toml"
+    if worker == 0:
+        return first
+    text = re.sub(r"\b2\d{4}\b", lambda port: str(int(port[0]) + 100 * worker), first.read_text(encoding="utf-8"))
+    made = PROJECT / ".tickhouse" / f"test-{worker}.toml"
+    made.parent.mkdir(exist_ok=True)
+    made.write_text(text.replace(".tickhouse/test", f".tickhouse/test-{worker}"), encoding="utf-8")
+    return made
+
+
+TEST_CONF = settings_file(WORKER)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         GOLDEN_OPTION, action="store_true", help="write what users see to the golden files; then read the diff"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    paths = [PROJECT / path for path in LONGEST]
+    items.sort(key=lambda item: paths.index(item.path) if item.path in paths else len(paths))
 
 
 @pytest.fixture
@@ -50,10 +80,10 @@ def suite() -> Settings:
 def running(suite: Settings) -> Iterator[Callable[..., Settings]]:
     """`running("kafka", "hdfs")`: these services answer, empty at the start of the run. Returns the suite's settings.
 
-    They are stopped at the end of the run; their logs stay in .tickhouse/test until the next one.
+    They are stopped at the end of the run; their logs stay in the suite's state folder until the next one.
     """
-    (PROJECT / ".tickhouse").mkdir(exist_ok=True)
-    with (PROJECT / ".tickhouse" / "test.lock").open("w") as lock:
+    suite.state_dir.parent.mkdir(exist_ok=True)
+    with Path(f"{suite.state_dir}.lock").open("w") as lock:
         # Two runs of the tests in one checkout take turns.
         fcntl.flock(lock, fcntl.LOCK_EX)
         services.down(suite)

@@ -176,8 +176,11 @@ def test_a_bad_certificate_ends_the_connection_within_seconds(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
-def test_stopping_keeps_every_frame_that_the_venue_sent_before_it_heard_of_it(tmp_path: Path) -> None:
+def test_stopping_keeps_every_frame_that_the_venue_sent_before_it_heard_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Promise 1: nothing received is lost."""
+    monkeypatch.setattr(ingestion.connection, "GOODBYE_SECONDS", 60.0)
     sent = 0
 
     async def handler(client: ServerConnection) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
+import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,19 @@ def script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def processor_seconds() -> float:
+    """Of all that this process started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_a_second_run_takes_less_than_two_seconds() -> None:
+    """Of the processor, which a busy machine does not make longer."""
     assert setup(PROJECT).returncode == 0
-    began = time.monotonic()
+    before = processor_seconds()
     ran = setup(PROJECT)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
-    assert time.monotonic() - began < 2
+    assert processor_seconds() - before < 2
 
 
 def test_jars_that_are_not_the_agreed_ones_are_refused_and_the_next_run_goes_on(checkout: Path) -> None:
@@ -97,8 +105,9 @@ def test_root_installs_a_missing_java_and_says_so(checkout: Path, tmp_path: Path
 def test_who_may_not_install_is_told_the_command(checkout: Path, tmp_path: Path) -> None:
     script(checkout / "scripts" / "java-home", "exit 1")
     script(tmp_path / "bin" / "sudo", "exit 1")
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            folder.chmod(0o755)
     as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(checkout / "scripts" / "setup")]
     environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path)}
     ran = subprocess.run(as_nobody, env=environment, capture_output=True, text=True, check=False)
