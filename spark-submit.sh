@@ -112,7 +112,8 @@ ship_to_yarn() {
 # All jars by the class path, and their classes as an archive that Java maps into memory: as services/java.py has it.
 driver_here() {
     options+=(--driver-class-path "$spark_home/jars/*:$jars_here/*")
-    options+=(--driver-java-options "-XX:SharedArchiveFile=$PROJECT/.tickhouse/spark-classes.jsa -Xlog:disable -Xlog:all=warning:stderr")
+    local archive=$PROJECT/.tickhouse/spark-classes.jsa
+    options+=(--driver-java-options "-XX:SharedArchiveFile=$archive -Xlog:disable -Xlog:all=warning:stderr")
 }
 
 case $on in

@@ -13,6 +13,7 @@ from conf.settings import PROJECT
 from services.daemon import mark
 from services.errors import NotSetUp
 
+SPARK_HOME = Path(pyspark.__file__).parent
 JARS = PROJECT / ".tickhouse" / "jars"
 # Made by submit/class_archive.py. A Java that cannot use it says why on stderr, for stdout is a job's own.
 CLASS_ARCHIVE = PROJECT / ".tickhouse" / "spark-classes.jsa"
@@ -37,7 +38,7 @@ def jars(conf: str) -> str:
 
 def spark_class_path() -> str:
     """Of Spark's drivers: all jars, in the order of CLASS_ARCHIVE. Raises NotSetUp."""
-    return f"{Path(pyspark.__file__).parent}/jars/*:{jars('spark')}"
+    return f"{SPARK_HOME}/jars/*:{jars('spark')}"
 
 
 def java_command(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyspark
 from impala.dbapi import connect
 from impala.error import Error
 from thrift.Thrift import TException
 
 from conf.settings import PROJECT, Settings
 from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment, mark
-from services.java import SHARED_CLASSES, java_home, spark_class_path
+from services.java import SHARED_CLASSES, SPARK_HOME, java_home, spark_class_path
 from services.service import Service
-
-SPARK_HOME = Path(pyspark.__file__).parent
 
 
 def service(settings: Settings) -> Service:

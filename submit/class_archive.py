@@ -14,7 +14,6 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,18 +22,13 @@ from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from conf.settings import PROJECT, Settings
-from ingestion.feeds import make_feed
 from ingestion.ticks import Tick
+from lake.tables import BRONZE_TICKS
 from services.java import CLASS_ARCHIVE, java_home, spark_class_path
-from simulator.dialects import Listing
-from simulator.dialects.binance import Binance
-from simulator.market import trades
 from streaming.lakehouse import resume
+from submit.spark_jars import jars
 
-ASSETS = ("bitcoin", "ethereum")
 TICKS = 2_000
-OPENED_MS = 1_723_161_600_000
-RECORD = "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, kafka_timestamp TIMESTAMP"
 # What a job has of a service that does not run here: the clients of Kafka and of HDFS, by name.
 CLIENTS = re.compile(
     r"org/apache/(kafka/(clients/(consumer/|admin/Kafka|[A-Z])|common/)|spark/sql/kafka010/"
@@ -42,20 +36,25 @@ CLIENTS = re.compile(
 )
 
 
+def messages(at: datetime) -> Iterator[bytes]:
+    """A hundred ticks a second, and a record that is none."""
+    for number in range(1, TICKS + 1):
+        at_ns = int(at.timestamp()) * 10**9 + number * 10**7
+        tick = Tick(at_ns, "bitcoin", f"{60_000 + number % 50}", "USD", "binance", "BTCUSDT", at_ns, "0.5", number)
+        yield tick.to_json("archive", number)
+    yield b"no tick"
+
+
 def micro_batches(spark: SparkSession, folder: Path) -> None:
     """Do what the streaming job does, with records from files."""
-    feed = make_feed("binance", ASSETS)
-    market = Binance(Listing("binance", list(ASSETS))).frames(islice(trades(ASSETS, 100.0, seed=1), TICKS), OPENED_MS)
-    events = (event for frame in market for event in feed.receive(frame.text.encode(), OPENED_MS * 10**6 + frame.at_ns))
-    ticks = [event for event in events if isinstance(event, Tick)]
-    values = [*(tick.to_json("archive", number) for number, tick in enumerate(ticks, 1)), b"no tick"]
     at = datetime.now(UTC)
-    rows = [(None, bytearray(value), "ticks", 0, offset, at) for offset, value in enumerate(values)]
+    rows = [(None, value, "ticks", 0, offset, at, at, at.date()) for offset, value in enumerate(messages(at))]
     for part in (rows[: TICKS // 2], rows[TICKS // 2 :]):
-        spark.createDataFrame(part, RECORD).coalesce(1).write.mode("append").parquet(f"{folder}/records")
+        frame = spark.createDataFrame(part, BRONZE_TICKS.schema)
+        frame.coalesce(1).write.mode("append").parquet(f"{folder}/records")
     settings = Settings(lake_root=f"file:{folder}/lake", checkpoint=f"file:{folder}/checkpoint")
     lakehouse = resume(spark, settings)
-    records = spark.readStream.schema(RECORD).option("maxFilesPerTrigger", 1).parquet(f"{folder}/records")
+    records = spark.readStream.schema(BRONZE_TICKS.schema).option("maxFilesPerTrigger", 1).parquet(f"{folder}/records")
     writing = lakehouse.canonical(records).writeStream.foreachBatch(lakehouse.write_batch)
     writing = writing.option("checkpointLocation", settings.checkpoint_location).trigger(availableNow=True)
     writing.start().awaitTermination()
@@ -64,8 +63,7 @@ def micro_batches(spark: SparkSession, folder: Path) -> None:
 
 
 def client_classes() -> Iterator[str]:
-    folders = [Path(part).parent for part in spark_class_path().split(":")]
-    for jar in (jar for folder in folders for jar in folder.glob("*.jar")):
+    for jar in jars():
         if jar.name.startswith(("kafka-clients-", "spark-sql-kafka-", "hadoop-client-api-")):
             with zipfile.ZipFile(jar) as files:
                 found = [name for name in files.namelist() if CLIENTS.match(name) and name.endswith(".class")]
@@ -85,9 +83,10 @@ def load(spark: SparkSession, names: Iterator[str]) -> None:
 
 
 def main() -> int:
-    made = CLASS_ARCHIVE.with_name(f"{CLASS_ARCHIVE.name}.{os.getpid()}")
-    with TemporaryDirectory() as name:
+    # Beside the archive, to be renamed to it when it is whole.
+    with TemporaryDirectory(dir=CLASS_ARCHIVE.parent, prefix="classes.") as name:
         folder = Path(name)
+        made = folder / CLASS_ARCHIVE.name
         os.environ |= {
             "JAVA_HOME": str(java_home()),
             # Not conf/: Java makes no archive for a class path with a folder that has files.
@@ -111,7 +110,7 @@ def main() -> int:
         spark.stop()
         java.stdin.close()
         java.wait()
-    made.replace(CLASS_ARCHIVE)
+        made.replace(CLASS_ARCHIVE)
     return 0
 
 

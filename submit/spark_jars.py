@@ -15,17 +15,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyspark
 import requests
 from hdfs import HdfsError, InsecureClient
 
-from conf.settings import PROJECT
+from services.java import JARS, SPARK_HOME
 
-JARS = (Path(pyspark.__file__).parent / "jars", PROJECT / ".tickhouse" / "jars" / "spark")
+FOLDERS = (SPARK_HOME / "jars", JARS / "spark")
 
 
 def jars() -> list[Path]:
-    return sorted((jar for folder in JARS for jar in folder.glob("*.jar")), key=lambda jar: jar.name)
+    return sorted((jar for folder in FOLDERS for jar in folder.glob("*.jar")), key=lambda jar: jar.name)
 
 
 def folder() -> str:

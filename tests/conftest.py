@@ -22,8 +22,8 @@ from services.java import SHARED_CLASSES, java_home, spark_class_path
 
 GOLDEN_OPTION = "--update-golden"
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-# The longest of all: begun first, it is not what the others have to wait for in the end.
-LONGEST = Path("tests/test_end_to_end.py"), Path("tests/faults/test_faults.py")
+# The longest files: begun first, they are not what is waited for in the end.
+LONGEST = [PROJECT / "tests" / "test_end_to_end.py", PROJECT / "tests" / "faults" / "test_faults.py"]
 
 # Python workers of Spark take a main module without a file, as an xdist worker's is, for a doctest, and end.
 sys.modules["__main__"].__dict__.setdefault("__file__", __file__)
@@ -51,8 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    paths = [PROJECT / path for path in LONGEST]
-    items.sort(key=lambda item: paths.index(item.path) if item.path in paths else len(paths))
+    items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
 
 
 @pytest.fixture
