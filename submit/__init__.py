@@ -1,1 +1,4 @@
-"""What spark-submit.sh ships to a cluster: our code, the Python packages that jobs import, and Spark's jars."""
+"""What spark-submit.sh has beside a job.
+
+For a cluster: our code, the Python packages that jobs import, and Spark's jars. For a driver here: their classes.
+"""
