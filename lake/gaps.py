@@ -9,11 +9,11 @@ which some numbers have come is split. A venue that does not number its trades h
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, Row, SparkSession
+from pyspark.sql import Column, Row
 from pyspark.sql import functions as F
 
 from lake.intervals import Instrument, Interval, common, minus
@@ -151,16 +151,10 @@ def is_report(value: Column) -> Column:
 
 def reported(rows: Iterable[Row]) -> list[Gap]:
     """The gaps of rows with partition, offset and `report`, in order of delivery."""
-    return [Gap(*row["report"]) for row in sorted(rows, key=lambda row: (row["partition"], row["offset"]))]
+    in_order = sorted(rows, key=lambda row: (row["partition"], row["offset"]))
+    # Spark gives times in this machine's zone, without saying so.
+    return [Gap(*(_in_utc(value) for value in row["report"])) for row in in_order]
 
 
-def frame(spark: SparkSession, changed: Iterable[Gap]) -> DataFrame:
-    """The rows as a frame for `newest`: silver.gaps with `changed`, true."""
-    rows = [(*astuple(gap), True) for gap in changed]
-    return spark.createDataFrame(rows, f"{_REPORT}, changed BOOLEAN")
-
-
-def newest(rows: DataFrame) -> DataFrame:
-    """silver.gaps of rows of that table, whose `changed` is null, and of changed rows, which take their place."""
-    row = F.struct(*SILVER_GAPS.column_names)
-    return rows.groupBy("gap_id").agg(F.max_by(row, F.col("changed").isNotNull()).alias("row")).select("row.*")
+def _in_utc(value: Any) -> Any:
+    return value.astimezone(UTC) if isinstance(value, datetime) else value

@@ -21,7 +21,6 @@ from datetime import datetime
 from decimal import Decimal
 
 from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
 
 from lake.alerts import Alert, AlertTick, bound
 from lake.commits import DataFile
@@ -42,17 +41,20 @@ from lake.metrics import (
     newer,
     rolling_row,
 )
+from lake.parquet import stored
 from lake.recent_ticks import Recent
 from lake.rows import Batch, Rows, alert_rows, current_rows, price_rows, rolling_rows
 from lake.silver import Silver
 from lake.sinks import Sink
 from lake.summaries import (
     BUCKET_SECONDS,
+    EPOCH,
     Pair,
     Summary,
     bucket_of,
     bucket_start,
     merge,
+    to_micros,
 )
 from lake.tables import GOLD_PRICE_1M, GOLD_PRICES, SILVER_TICKS
 from lake.writer import LakeWriter
@@ -233,8 +235,7 @@ class Gold:
         self._not_rolled_up = set()
         self._rolled_up_at = batch.at
 
-    @staticmethod
-    def _roll_up(finer: Rows[Window], rows: Rows[Window], keys: set[WindowKey], batch: Batch) -> None:
+    def _roll_up(self, finer: Rows[Window], rows: Rows[Window], keys: set[WindowKey], batch: Batch) -> None:
         length, step = rows.table.window_micros, finer.table.window_micros
 
         def change(number: int, span: dict[WindowKey, Window]) -> None:
@@ -247,7 +248,8 @@ class Gold:
                     whole = merge(window.summary for window in there)
                     span[source, asset, micros] = Window(whole, max(window.updated_at for window in there))
 
-        rows.update(batch, {rows.span(micros) for *_, micros in keys}, change, up_to=batch.at.isoformat())
+        told = {"up_to": batch.at.isoformat(), "minutes_version": self._writer.version(GOLD_PRICE_1M)}
+        rows.update(batch, {rows.span(micros) for *_, micros in keys}, change, **told)
 
     def rolling(self, dirty: Mapping[Pair, Sequence[int]], batch: Batch, silver_written: Callable[[], None]) -> None:
         """gold.rolling_price of every look at changed buckets, and of those that time has come to."""
@@ -428,12 +430,14 @@ class Gold:
 
     def _changed_since_roll_up(self) -> set[WindowKey]:
         """The minutes that gold.price_1m has got since the last roll-up."""
-        up_to = self._writer.metadata(GOLD_PRICES[-1]).get("up_to")
-        minutes = self._spark.read.format("delta").load(GOLD_PRICE_1M.path(self._root))
-        if up_to is not None:
-            minutes = minutes.where(F.col("updated_at") > F.lit(datetime.fromisoformat(up_to)))
-        keys = minutes.select("source", "asset", F.unix_micros("window_start").alias("start"))
-        return {(row["source"], row["asset"], row["start"]) for row in keys.collect()}
+        told = self._writer.metadata(GOLD_PRICES[-1])
+        up_to = datetime.fromisoformat(told["up_to"]) if "up_to" in told else EPOCH
+        found: set[WindowKey] = set()
+        for file in self._writer.added_since(GOLD_PRICE_1M, told.get("minutes_version", -1)):
+            for row in stored(self._spark, file.path, ["source", "asset", "window_start", "updated_at"]).to_pylist():
+                if row["updated_at"] > up_to:
+                    found.add((row["source"], row["asset"], to_micros(row["window_start"])))
+        return found
 
 
 def _last_closed(alerts: Iterable[Alert], before: int) -> int | None:

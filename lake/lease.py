@@ -39,7 +39,8 @@ class Lease:
         jvm = spark._jvm
         assert jvm is not None
         self._spark = spark
-        self._path = jvm.org.apache.hadoop.fs.Path(f"{root}/_writer")
+        self.url = f"{root}/_writer"
+        self._path = jvm.org.apache.hadoop.fs.Path(self.url)
         self._files = self._path.getFileSystem(spark._jsc.hadoopConfiguration())
         self._clock = clock
         self._root = root

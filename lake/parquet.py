@@ -1,14 +1,18 @@
-"""A few rows, between the driver and a Parquet file with the statistics that Delta keeps of it: without a Spark job."""
+"""Rows of a table as a Parquet file, with what Delta's log says of it: without Spark, on the driver or an executor."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
 from io import BytesIO
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
@@ -25,6 +29,10 @@ _TYPES = {
     "DATE": pa.date32(),
     "TIMESTAMP": pa.timestamp("us", "UTC"),
 }
+# Who looks for a few seconds in a large file reads as many rows.
+ROWS_A_GROUP = 16_384
+_UNIQUE = {"value", "offset", "kafka_offset", "event_id", "price_usd", "quantity", "trade_id", "sequence"}
+_UNIQUE |= {"kafka_timestamp", "event_time", "received_at"}
 
 
 def arrow_type(name: str) -> pa.DataType:
@@ -38,9 +46,13 @@ def arrow_type(name: str) -> pa.DataType:
     return _TYPES[name]
 
 
+def _schema(table: Table) -> pa.Schema:
+    return pa.schema([pa.field(column.name, arrow_type(column.type)) for column in table.columns])
+
+
 def arrow_table(table: Table, rows: Sequence[tuple[object, ...]]) -> pa.Table:
     """Rows in the order of the table's columns."""
-    schema = pa.schema([pa.field(column.name, arrow_type(column.type)) for column in table.columns])
+    schema = _schema(table)
     columns = list(zip(*rows, strict=True)) or [()] * len(table.columns)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
     for column, values in zip(table.columns, arrays, strict=True):
@@ -49,19 +61,57 @@ def arrow_table(table: Table, rows: Sequence[tuple[object, ...]]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
+def as_stored(table: Table, rows: pa.Table) -> pa.Table:
+    """The rows with the table's columns, in its order and of its types."""
+    return rows.select(list(table.column_names)).cast(_schema(table))
+
+
 def encoded(rows: pa.Table) -> bytes:
     """A Parquet file of the rows."""
     out = BytesIO()
-    pq.write_table(rows, out, compression="snappy")
+    # A column that has hardly a value twice is not worth a dictionary.
+    dictionary = [name for name in rows.column_names if name not in _UNIQUE]
+    pq.write_table(rows, out, compression="snappy", use_dictionary=dictionary, row_group_size=ROWS_A_GROUP)
     return out.getvalue()
 
 
-def stored(spark: SparkSession, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a table's Parquet file, without a Spark job. Raises FileNotFoundError."""
+@dataclass(frozen=True)
+class EncodedFile:
+    """A data file of a table: its name in the table's folder, its bytes, and what Delta's log says of it (`add`)."""
+
+    name: str
+    content: bytes
+    action: dict[str, Any]
+
+
+def encoded_file(table: Table, rows: pa.Table) -> EncodedFile:
+    """A file of at least one row, all of the same partition."""
+    partition = {name: str(rows[name][0]) for name in table.partitioned_by}
+    folder = "".join(f"{name}={value}/" for name, value in partition.items())
+    name = f"{folder}part-{uuid4()}.snappy.parquet"
+    content = encoded(rows.drop_columns(list(table.partitioned_by)))
+    action = {
+        "path": name,
+        "partitionValues": partition,
+        "size": len(content),
+        "modificationTime": time.time_ns() // 1_000_000,
+        "dataChange": True,
+        "stats": statistics(table, rows),
+    }
+    return EncodedFile(name, content, action)
+
+
+def parquet_file(spark: SparkSession, path: str) -> pq.ParquetFile:
+    """A table's Parquet file, read as a whole, without a Spark job. Raises FileNotFoundError."""
     told = content(spark, path)
     if told is None:
         raise FileNotFoundError(f"{path} is in its table's log, and is gone: batch/prove.py tells what is missing")
-    return pq.read_table(BytesIO(told), columns=None if columns is None else list(columns))
+    return pq.ParquetFile(BytesIO(told))
+
+
+def stored(spark: SparkSession, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a table's Parquet file. Raises FileNotFoundError."""
+    return parquet_file(spark, path).read(None if columns is None else list(columns))
 
 
 def statistics(table: Table, rows: pa.Table) -> str:
@@ -69,9 +119,8 @@ def statistics(table: Table, rows: pa.Table) -> str:
     lowest, highest, nulls = {}, {}, {}
     for name in table.statistics:
         nulls[name] = rows[name].null_count
-        values = [value for value in rows[name].to_pylist() if value is not None]
-        if values:
-            lowest[name], highest[name] = _told(min(values)), _told(max(values))
+        if nulls[name] < rows.num_rows:
+            lowest[name], highest[name] = (_told(end.as_py()) for end in pc.min_max(rows[name]).values())
     return json.dumps({"numRecords": rows.num_rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls})
 
 

@@ -1,31 +1,38 @@
 """The newest ticks of silver, looked up by the driver in the very files that it has had written.
 
-A minute-old price, or the ticks around a sudden move, lie in a handful of small files. Spark would take half a second
-to plan the question, and Delta as long to find the files after every commit.
+A minute-old price, or the ticks around a sudden move, lie in a handful of small files, or in a few row groups of large
+ones. Spark would take half a second to plan the question, and Delta as long to find the files after every commit.
 """
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from lake.alerts import AlertTick
 from lake.commits import DataFile
+from lake.files import Opened
 from lake.metrics import Range
-from lake.parquet import stored
+from lake.parquet import parquet_file
 from lake.summaries import Pair, to_micros
 from lake.ticks import feeds
 
 # So many files are remembered: a quarter of an hour of small micro-batches.
 KEPT_FILES = 1_000
-# Bytes of a file that is worth reading here, and how many of them are kept as they were read.
+# A file of so many bytes is read in one go; of a larger one only the row groups that are asked for.
 SMALL_FILE = 512 * 1024
-KEPT_TABLES = 64
+# How many rows are looked at here; more are Spark's work. And how many are kept as they were read.
+MOST_ROWS = 500_000
+KEPT_ROWS = 500_000
+READ_AHEAD = 1 << 20
 ORDER = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
 
 
@@ -42,7 +49,10 @@ class Recent:
         self._floors = {pair: (second + 60) * 1_000_000 for pair, second in newest.items()}
         self._floor = 0
         self._files: deque[tuple[int, int, DataFile]] = deque()
-        self._tables: OrderedDict[str, pa.Table] = OrderedDict()
+        # By file and row group; the bounds of a file's row groups by file.
+        self._tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._kept = 0
+        self._groups: OrderedDict[str, list[_Group]] = OrderedDict()
 
     def add(self, files: Iterable[DataFile]) -> None:
         """Files that were committed."""
@@ -59,15 +69,24 @@ class Recent:
     def ticks(self, pairs: Collection[Pair], ranges: Sequence[Range]) -> list[tuple[Pair, AlertTick]] | None:
         """The ticks of pairs whose gold times lie in one of the ranges, in tick order; None if there may be others."""
         begin = min(begin for begin, _ in ranges)
-        files = [
-            file for first, last, file in self._files if any(first < end and last > begin for begin, end in ranges)
-        ]
         known = begin >= max(self._floor, *(self._floors.get(pair, 0) for pair in pairs))
-        if not known or any(file.size > SMALL_FILE for file in files):
+        if not known:
             return None
-        if not files:
+
+        def asked(first: int, last: int) -> bool:
+            return any(first < end and last > begin for begin, end in ranges)
+
+        wanted = [
+            (file, [number for number, group in enumerate(self._groups_of(file)) if asked(group.first, group.last)])
+            for first, last, file in self._files
+            if asked(first, last)
+        ]
+        if sum(self._groups_of(file)[number].rows for file, numbers in wanted for number in numbers) > MOST_ROWS:
+            return None
+        parts = [table for file, numbers in wanted for table in self._read(file, numbers)]
+        if not parts:
             return []
-        rows = pa.concat_tables([self._table(file).filter(_within(pairs, ranges)) for file in files])
+        rows = pa.concat_tables([part.filter(_within(pairs, ranges)) for part in parts])
         by_order = pc.sort_indices(rows, [(name, "ascending", "at_start") for name in ORDER])
         return [
             ((row["source"], row["asset"]), AlertTick(row["gold_time"], row["price_usd"], row["event_id"]))
@@ -75,19 +94,61 @@ class Recent:
             if feeds(self._symbols, (row["source"], row["asset"]), row["symbol"])
         ]
 
-    def _table(self, file: DataFile) -> pa.Table:
-        """The columns of a file that alerts need, gold_time in microseconds since 1970 among them."""
-        known = self._tables.get(file.path)
-        if known is not None:
-            return known
-        names = ("source", "asset", "symbol", "price_usd", *ORDER[1:], "event_time", "received_at", "is_future")
-        rows = stored(self._spark, file.path, names)
-        time = pc.if_else(rows["is_future"], rows["received_at"], rows["event_time"]).cast(pa.int64())
-        rows = rows.drop_columns(["event_time", "received_at", "is_future"]).append_column("gold_time", time)
-        self._tables[file.path] = rows
-        while len(self._tables) > KEPT_TABLES:
-            self._tables.popitem(last=False)
-        return rows
+    def _groups_of(self, file: DataFile) -> list[_Group]:
+        """The row groups of a file."""
+        if file.path not in self._groups:
+            with self._opened(file) as opened:
+                self._groups[file.path] = [
+                    _group(opened.metadata.row_group(number)) for number in range(opened.num_row_groups)
+                ]
+            while len(self._groups) > KEPT_FILES:
+                self._groups.popitem(last=False)
+        return self._groups[file.path]
+
+    def _read(self, file: DataFile, numbers: Sequence[int]) -> list[pa.Table]:
+        """The columns of row groups that alerts need, gold_time in microseconds since 1970 among them."""
+        if missing := [number for number in numbers if (file.path, number) not in self._tables]:
+            with self._opened(file) as opened:
+                for number in missing:
+                    self._keep((file.path, number), _alert_columns(opened.read_row_group(number, _COLUMNS)))
+        found = [self._tables[file.path, number] for number in numbers]
+        while self._kept > KEPT_ROWS and self._tables:
+            self._kept -= self._tables.popitem(last=False)[1].num_rows
+        return found
+
+    def _keep(self, key: tuple[str, int], rows: pa.Table) -> None:
+        self._tables[key] = rows
+        self._kept += rows.num_rows
+
+    def _opened(self, file: DataFile) -> pq.ParquetFile:
+        if file.size > SMALL_FILE:
+            # A row group's columns lie side by side.
+            return pq.ParquetFile(io.BufferedReader(Opened(self._spark, file.path, file.size), READ_AHEAD))
+        return parquet_file(self._spark, file.path)
+
+
+class _Group(NamedTuple):
+    """A row group: how many rows, and the gold times that they may have, in microseconds since 1970."""
+
+    rows: int
+    first: int
+    last: int
+
+
+_COLUMNS = ["source", "asset", "symbol", "price_usd", *ORDER[1:], "event_time", "received_at", "is_future"]
+
+
+def _group(told: pq.RowGroupMetaData) -> _Group:
+    columns = (told.column(number) for number in range(told.num_columns))
+    times = [c.statistics for c in columns if c.path_in_schema in ("event_time", "received_at")]
+    return _Group(
+        told.num_rows, min(to_micros(time.min) for time in times), max(to_micros(time.max) for time in times) + 1
+    )
+
+
+def _alert_columns(rows: pa.Table) -> pa.Table:
+    time = pc.if_else(rows["is_future"], rows["received_at"], rows["event_time"]).cast(pa.int64())
+    return rows.drop_columns(["event_time", "received_at", "is_future"]).append_column("gold_time", time)
 
 
 def _within(pairs: Collection[Pair], ranges: Sequence[Range]) -> pc.Expression:

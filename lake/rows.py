@@ -1,10 +1,11 @@
-"""Gold's tables as rows on the driver: read by spans of time, changed, and committed."""
+"""Tables as rows on the driver: gold's and silver.gaps, read by spans of time, changed, and committed."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple
 from datetime import datetime
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -12,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 from pyspark.sql import SparkSession
 
 from lake.alerts import Alert
+from lake.gaps import Gap
 from lake.metrics import (
     GoldRules,
     Newest,
@@ -27,6 +29,7 @@ from lake.tables import (
     GOLD_ALERTS,
     GOLD_CURRENT_PRICE,
     GOLD_ROLLING_PRICE,
+    SILVER_GAPS,
     Table,
 )
 from lake.writer import Changed, LakeWriter
@@ -45,7 +48,7 @@ class Batch(NamedTuple):
 
 
 class Rows(Generic[Value]):
-    """A gold table: its rows of the spans in use, as values by key, on the driver."""
+    """A table: its rows of the spans in use, as values by key, on the driver."""
 
     def __init__(
         self,
@@ -127,6 +130,16 @@ class Rows(Generic[Value]):
                 self._sink.changed(self.table, rows, changed)
             return
         raise Changed(f"{self.table.qualified_name} is changed by somebody else again and again")
+
+
+def gap_rows(spark: SparkSession, writer: LakeWriter) -> Rows[Gap]:
+    """silver.gaps by gap_id."""
+    return Rows(
+        *(spark, writer, SILVER_GAPS),
+        lambda row: (row["gap_id"], Gap(**row)),
+        lambda *_: 0,
+        lambda _, gap: astuple(gap),
+    )
 
 
 def price_rows(spark: SparkSession, writer: LakeWriter, table: Table, sink: Sink | None) -> Rows[Window]:

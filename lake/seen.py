@@ -11,13 +11,13 @@ The state is a handful of rows, however many ticks went by:
 It is small enough for the driver, and travels in the metadata of the very commit that appends the ticks to
 silver.ticks, so that the two cannot disagree.
 
-Nearly all micro-batches have nothing but new ticks in order. Their `overview` shows it, and then nothing more is asked.
+Nearly all micro-batches have nothing but new ticks. Their `Overview` shows it, and then nothing more is asked.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -28,8 +28,9 @@ from pyspark.sql import functions as F
 from lake.gaps import Gap, reported
 from lake.intervals import Instrument, Interval, add_interval, overlaps
 from lake.metrics import Bucket, bucket_from
+from lake.overview import Overview, Sequences
 from lake.summaries import bucket_summaries
-from lake.ticks import feeds_gold, gap_reports
+from lake.ticks import feeds, feeds_gold, gap_reports
 
 
 @dataclass
@@ -41,6 +42,15 @@ class Found:
     buckets: list[Bucket] = field(default_factory=list)
     rejected: list[tuple[Instrument, Interval]] = field(default_factory=list)
     reports: list[Gap] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, overview: Overview, gold_symbols: Mapping[str, str]) -> Found:
+        """What ticks add that are all new."""
+        return cls(
+            list(overview.runs),
+            [((part.producer, part.partition), part.last) for part in overview.sequences],
+            [bucket for symbol, bucket in overview.buckets if feeds(gold_symbols, bucket.pair, symbol)],
+        )
 
     def add(self, rows: Iterable[Row]) -> Found:
         """Rows of `summary` or `strays`."""
@@ -109,29 +119,31 @@ class Seen:
             minutes[bucket.pair] = max(minutes.get(bucket.pair, bucket.minute), bucket.minute)
         return Seen(instruments, producers, minutes, rejected)
 
-    def only_new(self, rows: Sequence[Row]) -> Found | None:
-        """What a micro-batch has, if its `overview` shows that each tick is a new one, and none late; else None."""
-        found = Found()
-        groups: dict[Instrument, list[Interval]] = defaultdict(list)
-        for row in rows:
-            if row.kind != "tick":
-                continue
-            if row.trade_ids != row.records or row.last - row.first + 1 != row.records:
-                return None
-            groups[row.source, row.symbol, row.trade_epoch].append((row.first, row.last))
-            bucket = bucket_from(row)
-            if bucket.minute < self.minutes.get(bucket.pair, bucket.minute):
-                return None
-            if row.feeds_gold:
-                found.buckets.append(bucket)
-        for instrument, intervals in groups.items():
+    def has_none_of(self, overview: Overview) -> bool:
+        """Whether these ticks are all new ones, each there once."""
+        if overview.repeated:
+            return False
+        runs: dict[Instrument, list[Interval]] = defaultdict(list)
+        for instrument, run in overview.runs:
+            runs[instrument].append(run)
+        for instrument, intervals in runs.items():
             intervals.sort()
             if any(left[1] >= right[0] for left, right in pairwise(intervals)):
-                return None
+                return False
             if any(overlaps(self.instruments.get(instrument, ()), run) for run in intervals):
-                return None
-            found.runs += [(instrument, run) for run in intervals]
-        return found
+                return False
+        places: dict[tuple[str, int], list[Sequences]] = defaultdict(list)
+        for part in overview.sequences:
+            places[part.producer, part.partition].append(part)
+        for place, parts in places.items():
+            parts.sort(key=lambda part: part.first_offset)
+            if any(
+                left.last_offset >= right.first_offset or left.last >= right.first for left, right in pairwise(parts)
+            ):
+                return False
+            if place in self.producers and parts[0].first <= self.producers[place]:
+                return False
+        return True
 
     def _intervals(self, spark: SparkSession) -> DataFrame:
         rows = [
@@ -215,24 +227,6 @@ def runs(numbered: DataFrame) -> DataFrame:
     )
 
 
-def overview(records: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
-    """Of `lake.ticks.sorted_out` records: how many of each kind, and of ticks enough to see whether all are new.
-
-    Out: kind; of ticks also source, symbol, trade_epoch, asset, bucket, feeds_gold; records, trade_ids (how many
-    different), first, last (trade id), summary, newest (as in `bucket_summaries`).
-    """
-    keys = ("kind", "source", "symbol", "trade_epoch", "asset", "feeds_gold")
-    ids = F.col("trade_id")
-    return bucket_summaries(
-        records.withColumn("feeds_gold", feeds_gold(gold_symbols)),
-        *keys,
-        records=F.count("*"),
-        trade_ids=F.size(F.collect_set(ids)),
-        first=F.min(ids),
-        last=F.max(ids),
-    )
-
-
 def summary(ticks: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
     """What new ticks add: a row for each run of trade ids, producer and partition, and bucket that feeds gold.
 
@@ -244,7 +238,7 @@ def summary(ticks: DataFrame, gold_symbols: Mapping[str, str]) -> DataFrame:
         .groupBy("producer", "kafka_partition")
         .agg(F.max("sequence").alias("last"))
     )
-    buckets = bucket_summaries(ticks.where(feeds_gold(gold_symbols)), "source", "asset")
+    buckets = bucket_summaries(ticks.where(feeds_gold(gold_symbols)))
     return _united(run=runs(ticks), sequence=sequences, bucket=buckets)
 
 

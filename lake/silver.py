@@ -70,7 +70,7 @@ class Silver:
 
     def summaries(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> DataFrame:
         """The buckets of a time, as `bucket_summaries`."""
-        return bucket_summaries(self.ticks(begin, end, pairs), "source", "asset")
+        return bucket_summaries(self.ticks(begin, end, pairs))
 
     def buckets(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
         """The buckets from one number to before another."""

@@ -6,8 +6,9 @@ special case, and every longer window is a merge of shorter ones. Counts, sums a
 squared differences from the mean) is a double, merged by Chan, Golub and LeVeque's formula (1979), since a sum of
 squares would lose eight digits at a price of 60,000.
 
-Spark summarises ticks into buckets of BUCKET_SECONDS (`bucket_summaries`); from there on there are few rows, whatever
-the rate of ticks, and plain Python merges them.
+Ticks are summarised into buckets of BUCKET_SECONDS where they are: by Arrow as they come (lake.overview), by Spark when
+they are read back (`bucket_summaries`). From there on there are few rows, whatever the rate of ticks, and plain Python
+merges them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from decimal import ROUND_HALF_UP, Context, Decimal
 from functools import reduce
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from lake.tables import PRICE
@@ -147,11 +148,11 @@ def bucket_start(bucket: int) -> int:
     return bucket * BUCKET_SECONDS * 1_000_000
 
 
-def bucket_summaries(ticks: DataFrame, *keys: str, **more: Column) -> DataFrame:
-    """A summary of each bucket by keys (source and asset at least), of rows of silver.ticks. Read by `summary_of`.
+def bucket_summaries(ticks: DataFrame) -> DataFrame:
+    """A summary of each bucket of a source and asset, of rows of silver.ticks. Read by `summary_of`.
 
-    Out: keys, bucket BIGINT, summary STRUCT, newest STRUCT: a Newness, price_usd and gold_time, of the newest tick;
-    and `more` aggregates.
+    Out: source, asset, bucket BIGINT, summary STRUCT, newest STRUCT: a Newness, price_usd and gold_time, of the newest
+    tick.
     """
     time = F.unix_micros(gold_time())
     order = F.struct(time, "trade_epoch", "trade_id", "producer", "sequence", "event_id")
@@ -164,8 +165,7 @@ def bucket_summaries(ticks: DataFrame, *keys: str, **more: Column) -> DataFrame:
     )
     price = F.col("price_usd")
     rows = ticks.select(
-        *keys,
-        "trade_id",
+        *("source", "asset"),
         F.floor(time / (BUCKET_SECONDS * 1_000_000)).alias("bucket"),
         "price_usd",
         "quantity",
@@ -173,7 +173,7 @@ def bucket_summaries(ticks: DataFrame, *keys: str, **more: Column) -> DataFrame:
         order.alias("order"),
         newness.alias("newness"),
     )
-    return rows.groupBy(*keys, "bucket").agg(
+    return rows.groupBy("source", "asset", "bucket").agg(
         F.struct(
             F.count("*").alias("tick_count"),
             F.sum("price_usd").cast("DECIMAL(38,12)").alias("price_sum"),
@@ -186,7 +186,6 @@ def bucket_summaries(ticks: DataFrame, *keys: str, **more: Column) -> DataFrame:
             F.try_sum("notional").alias("notional"),
         ).alias("summary"),
         F.max("newness").alias("newest"),
-        *(column.alias(name) for name, column in more.items()),
     )
 
 

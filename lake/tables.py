@@ -6,7 +6,7 @@ with microseconds; prices and quantities are DECIMAL(28,12) in the quote currenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -64,7 +64,11 @@ class Table:
     @property
     def schema(self) -> str:
         """The columns as a schema in SQL."""
-        return ", ".join(f"{column.name} {column.type}" for column in self.columns)
+        return self.schema_of(self.column_names)
+
+    def schema_of(self, names: Collection[str]) -> str:
+        """These columns, in the table's order, as a schema in SQL."""
+        return ", ".join(f"{column.name} {column.type}" for column in self.columns if column.name in names)
 
     def span(self, micros: int) -> int:
         """The number of the span of time that a file with rows of this time is of; microseconds since 1970."""

@@ -1,17 +1,15 @@
 """From Kafka records to ticks: parse and judge. Spark expressions only, no Python UDF.
 
 records            RECORD: key, value, topic, partition, offset, kafka_timestamp
--> canonical       the record, kind (tick, odd), silver.ticks without is_late: of records in the ingester's own form
--> judged          the record, the tick's fields, rule and reason: of any record; rule null: a valid tick
+-> judged          the record, the tick's fields, rule and reason; rule null: a valid tick
 -> sorted_out      kind (tick, bad, report), silver.ticks without is_late
 -> valid_ticks     silver.ticks without is_late
 -> first_deliveries  without those that lake.seen has seen
 quarantined        silver.quarantine
 bronze             bronze.ticks
 
-Nearly all records are ticks in the form in which the suite's own ingester writes them. One pattern shows that, and then
-the fields only need to be cut out: half the cost of the general way, and a tenth of the code that Spark has to generate
-and the JVM to compile. What is left is judged. The two give the same ticks; the proof knows the general way only.
+This is the general way, which takes any record. Of the stream's records nearly all go the short one (lake.canonical);
+what is left comes here. The two give the same ticks; the proof knows this way only.
 """
 
 from __future__ import annotations
@@ -38,25 +36,6 @@ FIELDS = (
 NAME = r"[A-Za-z0-9/._-]{1,64}"
 TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})"
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
-# A tick as the suite's own ingester writes it: all fields, in this order, without spaces, valid but for what needs
-# arithmetic. A text may not be "null", so that it cannot be taken for null.
-_TEXT = rf'"(?!null"){NAME}"'
-_QUOTED_TIME = rf'"{TIME}"'
-_QUOTED_NUMBER = r'"(?:0|[1-9][0-9]{0,15})(?:\.[0-9]{1,12})?"'
-_INTEGER = r"(?:0|-?[1-9][0-9]{0,17})"
-_CANONICAL_FIELD = {
-    **dict.fromkeys(FIELDS, _TEXT),
-    "timestamp": _QUOTED_TIME,
-    "price_usd": _QUOTED_NUMBER,
-    "event_time": f"(?:{_QUOTED_TIME}|null)",
-    "quantity": f"(?:{_QUOTED_NUMBER}|null)",
-    "trade_id": f"(?:{_INTEGER}|null)",
-    "trade_epoch": _INTEGER,
-    "producer": f"(?:{_TEXT}|null)",
-    "sequence": f"(?:{_INTEGER}|null)",
-}
-CANONICAL = r"\{" + ",".join(f'"{name}":{_CANONICAL_FIELD[name]}' for name in FIELDS) + r"\}"
-_BETWEEN = r'"?,"[a-z_]+":"?'
 
 _BEYOND_12_DECIMALS = r"[^eE]*\.[0-9]{12}[0-9]*[1-9][0-9]*"
 _WIDE = "DECIMAL(38,19)"
@@ -268,63 +247,18 @@ def _silver(future_tolerance_seconds: float) -> dict[str, Column]:
     }
 
 
-def _of_kind(records: DataFrame, kind: Column, future_tolerance_seconds: float, *more: str) -> DataFrame:
-    """`more`, kind, and silver.ticks without is_late, which is null but for ticks."""
-    silver = _silver(future_tolerance_seconds)
-    ticks = (F.when(F.col("kind") == "tick", column).alias(name) for name, column in silver.items())
-    return records.withColumn("kind", kind).select(*more, "kind", *ticks)
-
-
-def canonical(records: DataFrame, rejects_topic: str, gaps_topic: str, future_tolerance_seconds: float) -> DataFrame:
-    """The record, kind, and silver.ticks without is_late, repeats included.
-
-    kind is `tick` for a valid tick in the ingester's own form, and `odd` for everything else, which `judged` must see.
-    """
-    text = F.col("value").cast("string")
-    ours = ~F.col("topic").isin(rejects_topic, gaps_topic) & F.coalesce(_is(text, CANONICAL), F.lit(False))
-    parts = [F.col("parts")[number] for number in range(len(FIELDS))]
-    texts = dict(zip(FIELDS, parts, strict=True))
-    # What comes before the first and after the last one.
-    texts["timestamp"] = F.substring(texts["timestamp"], len('{"timestamp":"') + 1, 40)
-    texts["sequence"] = F.replace(texts["sequence"], F.lit("}"), F.lit(""))
-    texts = {name: F.nullif(part, F.lit("null")).alias(name) for name, part in texts.items()}
-    fields = (
-        records.select(*RECORD, F.when(ours, F.split(text, _BETWEEN)).alias("parts"))
-        .select(*RECORD, *texts.values())
-        .select(
-            *RECORD,
-            *(F.col(name) for name in ("asset", "quote", "source", "symbol", "producer")),
-            *(F.col(name).try_cast("bigint").alias(name) for name in INTEGERS),
-            *(F.col(name).try_cast(PRICE).alias(name) for name in ("price_usd", "quantity")),
-            F.col("timestamp").try_cast("timestamp").alias("received_at"),
-            F.col("event_time").try_cast("timestamp").alias("event_time"),
-            # A 30th of February has the form of a time and is none.
-            (F.col("event_time").isNotNull() & F.col("event_time").try_cast("timestamp").isNull()).alias("no_time"),
-        )
-    )
-    valid = (
-        F.col("received_at").isNotNull()
-        & ~F.col("no_time")
-        & (F.col("price_usd") > 0)
-        & (F.col("quantity").isNull() | notional(F.col("price_usd"), F.col("quantity")).isNotNull())
-    )
-    return _of_kind(fields, F.when(valid, "tick").otherwise("odd"), future_tolerance_seconds, *RECORD)
-
-
 def sorted_out(judged_records: DataFrame, gaps_topic: str, future_tolerance_seconds: float) -> DataFrame:
     """kind (tick, bad, report), and silver.ticks without is_late, repeats included; null but for ticks."""
     kind = F.when(F.col("rule").isNotNull(), "bad").when(F.col("topic") == gaps_topic, "report").otherwise("tick")
-    return _of_kind(judged_records, kind, future_tolerance_seconds)
-
-
-def of_ticks(kinds: DataFrame) -> DataFrame:
-    """silver.ticks without is_late, of rows with a kind."""
-    return kinds.where(F.col("kind") == "tick").select(*(n for n in SILVER_TICKS.column_names if n != "is_late"))
+    silver = _silver(future_tolerance_seconds)
+    ticks = (F.when(F.col("kind") == "tick", column).alias(name) for name, column in silver.items())
+    return judged_records.withColumn("kind", kind).select("kind", *ticks)
 
 
 def valid_ticks(judged_records: DataFrame, gaps_topic: str, future_tolerance_seconds: float) -> DataFrame:
     """silver.ticks without is_late, repeats included."""
-    return of_ticks(sorted_out(judged_records, gaps_topic, future_tolerance_seconds))
+    kinds = sorted_out(judged_records, gaps_topic, future_tolerance_seconds)
+    return kinds.where(F.col("kind") == "tick").select(*(n for n in SILVER_TICKS.column_names if n != "is_late"))
 
 
 def gap_reports(judged_records: DataFrame, gaps_topic: str) -> DataFrame:

@@ -3,32 +3,30 @@
 - **Replays.** Each commit carries in its metadata the query and the micro-batch that it is of. A micro-batch writes a
   table at most once, so a table whose newest such commit is of this micro-batch, or a later one, has it already: the
   write is dropped. Only the first micro-batch after a start can be a replay, so the log is read once, at the start.
-- **One writer.** Who claims a lake commits an epoch, one above the last, to every table. From then on a
-  commit of an older writer fails: Delta's conflict check knows that both name the same application, if its transaction
-  began before; and if it begins later, it sees the newer epoch and ends with Fenced. A driver that was paused and woken
-  writes nothing, whatever its checkpoint.
-- **Folding.** A table that is folded into has its rows in files of one span of time each. Rows for known keys replace
-  the files of their spans, and no others are read.
+- **One writer.** Who claims a lake commits an epoch, one above the last, to every table. A writer commits the version
+  after the last one that it knows; where another one has that already, it looks at it, and ends with Fenced if it is
+  of a newer epoch. A driver that was paused and woken, wherever it was, writes nothing, whatever its checkpoint.
+- **Maintenance** (OPTIMIZE, VACUUM, a repair) may commit too: rows that are appended follow it, and files that were to
+  be replaced are looked up again.
+- **Replacing.** A table whose rows change has them in files of one span of time each. What is changed is read, and
+  replaced, by spans; no other files are touched.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from delta.exceptions import ConcurrentTransactionException, DeltaConcurrentModificationException
 from delta.tables import DeltaTable
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
+from deltalake.exceptions import DeltaError
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from lake.commits import DataFile, TableLog, Transaction
-from lake.parquet import arrow_table, encoded, statistics, stored
+from lake.commits import Action, DataFile, TableLog, added_by, metadata_of, redefines, removed_by
+from lake.parquet import arrow_table, encoded_file, stored
 from lake.summaries import to_micros
 from lake.tables import Table
 
@@ -111,7 +109,10 @@ class LakeWriter:
             written.batch = written.metadata.get("batch", -1)
 
     def claim(self) -> None:
-        """Fence every earlier writer, and see what the last one left. Raises Fenced if another one claims it too."""
+        """Fence every earlier writer, and see what the last one left.
+
+        Raises Fenced if another one claims it too, and CannotWrite.
+        """
         logs = [written.log for written in self._tables.values()]
         newest = [log.newest() for log in logs]
         self.epoch = 1 + max(
@@ -120,7 +121,8 @@ class LakeWriter:
         for log, seen in zip(logs, newest, strict=True):
             version = seen + 1
             # With what was kept there last, which is then never further back than the log goes.
-            while not log.note(version, self._claim_of(log, version), APPLICATION, self.epoch):
+            log.check_writable(seen)
+            while not log.put(version, self._claim_of(log, version), application=(APPLICATION, self.epoch)):
                 # The last commits of the writer before, or another one that claims the lake.
                 epoch = log.metadata(version).get("epoch", 0)
                 if epoch >= self.epoch:
@@ -142,14 +144,15 @@ class LakeWriter:
 
     def empty(self, table: Table) -> None:
         """Remove all rows, and forget which micro-batches the table had. Raises Fenced."""
-        transaction = self._begin(table)
-        self._finish(table, transaction, [], transaction.files(), {"batch": -1})
-        self._tables[table.qualified_name].files = {}
+        self._catch_up(table)
+        written = self._tables[table.qualified_name]
+        self._commit(table, [], written.log.files(written.version), {"batch": -1}, as_known=True)
+        written.files = {}
 
     def forget(self, table: Table) -> None:
         """Keep the rows, and what was kept with the last micro-batch, but not which one that was. Raises Fenced."""
         kept = {name: value for name, value in self.metadata(table).items() if name not in ("query", "epoch")}
-        self._finish(table, self._begin(table), [], [], {**kept, "batch": -1})
+        self._commit(table, [], [], {**kept, "batch": -1})
 
     def batch(self, table: Table) -> int:
         """The last micro-batch that the table has; -1 if none."""
@@ -167,67 +170,48 @@ class LakeWriter:
         """What was kept with the table's last micro-batch, `query` among it; empty if it has none."""
         return self._tables[table.qualified_name].metadata
 
-    def append(
-        self,
-        rows: DataFrame,
-        table: Table,
-        query: str,
-        batch: int,
-        decided: Callable[[], dict[str, Any] | None] = dict,
-    ) -> list[DataFile] | None:
-        """Append the rows of a micro-batch, unless the table has it. The files added; None if none were to be.
-
-        decided: asked when the rows are written: what to keep with them, or None if they are not to be added after
-        all. Raises Fenced.
-        """
-        written = self._tables[table.qualified_name]
-        if batch <= written.batch:
+    def append(self, rows: DataFrame, table: Table, query: str, batch: int, **metadata: Any) -> list[DataFile]:
+        """Append the rows of a micro-batch, unless the table has it. The files added. Raises Fenced."""
+        if batch <= self.batch(table):
             return []
-        transaction = self._begin(table)
-        added = transaction.write(rows.select(*table.column_names))
-        metadata = decided()
-        if metadata is None:
-            transaction.discard(added)
-            return None
-        self._finish(table, transaction, added, [], {"query": query, "batch": batch, **metadata})
+        added = self._tables[table.qualified_name].log.write(rows.select(*table.column_names))
+        self._commit(table, added, [], {"query": query, "batch": batch, **metadata})
         return added
 
-    def fold(
-        self,
-        rows: DataFrame,
-        table: Table,
-        query: str,
-        batch: int,
-        spans: Sequence[int],
-        folded: Callable[[DataFrame], DataFrame],
-    ) -> None:
-        """Fold a micro-batch's rows into the table's rows of the same keys, unless the table has the micro-batch.
-
-        `spans` are the numbers of the spans of time (table.file_span) that rows belong to; a table without a time is
-        one span. `folded` makes one row a key of the table's rows and the new ones together. Raises Fenced.
-        """
-        written = self._tables[table.qualified_name]
-        if batch <= written.batch or not spans:
-            return
-        transaction = self._begin(table)
-        spans = self._widened(table, spans, transaction)
-        replaced = self._files_of(table, spans)
-        if replaced:
-            old = rows.sparkSession.read.schema(rows.schema).parquet(*(file.path for file in replaced))
-            rows = old.unionByName(rows)
-        self._replace(folded(rows.coalesce(1)), table, transaction, spans, {"query": query, "batch": batch})
+    def add(self, files: Iterable[Action], table: Table, query: str, batch: int, **metadata: Any) -> list[DataFile]:
+        """Append a micro-batch's staged files (lake.staging), unless the table has it. The files. Raises Fenced."""
+        if batch <= self.batch(table):
+            return []
+        added = [self._tables[table.qualified_name].log.file(add) for add in files]
+        self._commit(table, added, [], {"query": query, "batch": batch, **metadata})
+        return added
 
     def stored(self, spark: SparkSession, table: Table, spans: Iterable[int]) -> tuple[list[int], list[dict[str, Any]]]:
         """(the spans, and those that share files with them; their rows).
 
         The rows are without the columns that the table is partitioned by. Raises Fenced.
         """
-        spans = self._widened(table, spans, self._begin(table))
+        self._catch_up(table)
+        spans = self._widened(table, spans)
         return spans, [row for file in self._files_of(table, spans) for row in stored(spark, file.path).to_pylist()]
+
+    def added_since(self, table: Table, version: int) -> list[DataFile]:
+        """The data files that the table has got after a version, and perhaps others."""
+        written = self._tables[table.qualified_name]
+        found: dict[str, DataFile] = {}
+        for number in range(version + 1, written.version + 1):
+            if not written.log.has(number):
+                # The log has been cleaned since.
+                return written.log.files(written.version)
+            actions = written.log.actions(number)
+            for path in removed_by(actions):
+                found.pop(path, None)
+            found.update({add["path"]: written.log.file(add) for add in added_by(actions)})
+        return list(found.values())
 
     def was_changed(self, table: Table) -> bool:
         """Whether maintenance has changed the table since its rows were read. Raises Fenced."""
-        self._begin(table)
+        self._catch_up(table)
         return self._tables[table.qualified_name].files is None
 
     def replace(
@@ -242,38 +226,14 @@ class LakeWriter:
         written = self._tables[table.qualified_name]
         if batch <= written.batch:
             return
-        transaction = self._begin(table)
         if written.files is None:
             raise Changed(f"{table.qualified_name} has other files than when its rows were read")
-        added = [_file(transaction, table, rows) for rows in spans.values() if rows]
-        self._finish(
-            table, transaction, added, self._files_of(table, spans), {"query": query, "batch": batch, **metadata}
-        )
-        self._note(table, spans, added)
-
-    def _replace(
-        self,
-        rows: DataFrame,
-        table: Table,
-        transaction: Transaction,
-        spans: Sequence[int],
-        metadata: dict[str, Any],
-    ) -> None:
+        added = [_file(written.log, table, rows) for rows in spans.values() if rows]
         replaced = self._files_of(table, spans)
-        rows = rows.select(*table.column_names)
-        if len(spans) > 1:
-            numbers = F.array(*(F.lit(span) for span in spans))
-            rows = rows.repartitionById(len(spans), (F.array_position(numbers, span_of(table)) - 1).cast("int"))
-        added = transaction.write(rows)
-        self._finish(table, transaction, added, replaced, metadata)
-        self._note(table, spans, added)
-
-    def _note(self, table: Table, spans: Iterable[int], added: Sequence[DataFile]) -> None:
-        """Remember that these spans have these files now."""
-        files = self._tables[table.qualified_name].files
-        assert files is not None
+        self._commit(table, added, replaced, {"query": query, "batch": batch, **metadata}, as_known=True)
+        # From now on these spans have these files.
         for span in spans:
-            files.pop(span, None)
+            written.files.pop(span, None)
         self._index(table, added)
 
     def _index(self, table: Table, files: Iterable[DataFile]) -> None:
@@ -283,12 +243,12 @@ class LakeWriter:
             for span in _spans_of(file, table):
                 known.setdefault(span, []).append(file)
 
-    def _widened(self, table: Table, spans: Iterable[int], transaction: Transaction) -> list[int]:
+    def _widened(self, table: Table, spans: Iterable[int]) -> list[int]:
         """These spans and those that share files with them."""
         written = self._tables[table.qualified_name]
         if written.files is None:
             written.files = {}
-            self._index(table, transaction.files())
+            self._index(table, written.log.files(written.version))
         wanted = set(spans)
         return sorted(wanted.union(*(_spans_of(file, table) for file in self._files_of(table, wanted))))
 
@@ -298,30 +258,38 @@ class LakeWriter:
         assert files is not None
         return list({file.path: file for span in spans for file in files.get(span, ())}.values())
 
-    def _begin(self, table: Table) -> Transaction:
-        """A transaction on the table, of which no newer writer has a commit."""
+    def _catch_up(self, table: Table) -> None:
+        """See what others have committed since this writer looked last. Raises Fenced, CannotWrite."""
         written = self._tables[table.qualified_name]
-        transaction = written.log.begin()
-        for version in range(written.version + 1, transaction.version + 1):
-            epoch = written.log.metadata(version).get("epoch", 0)
+        while written.log.has(written.version + 1):
+            actions = written.log.actions(written.version + 1)
+            epoch = metadata_of(actions).get("epoch", 0)
             if epoch > self.epoch:
                 raise Fenced(f"{written.log.path} has been taken over by a newer writer (epoch {epoch})")
-        if transaction.version != written.version:
+            if redefines(actions):
+                written.log.check_writable(written.version + 1)
             # Maintenance, which moves rows to other files.
             written.files = None
-        return transaction
+            written.version += 1
 
-    def _finish(
+    def _commit(
         self,
         table: Table,
-        transaction: Transaction,
         added: Sequence[DataFile],
         removed: Sequence[DataFile],
         metadata: dict[str, Any],
+        *,
+        as_known: bool = False,
     ) -> None:
+        """Commit a version of the table. Raises Fenced; and Changed if it is to follow the version that is known, and
+        maintenance has made another one."""
         written = self._tables[table.qualified_name]
         metadata = {"epoch": self.epoch, **metadata}
-        written.version = self._commit(table.qualified_name, transaction, added, removed, metadata)
+        while not written.log.put(written.version + 1, metadata, added, removed, (APPLICATION, self.epoch)):
+            self._catch_up(table)
+            if as_known:
+                raise Changed(f"{table.qualified_name} was changed at the same time")
+        written.version += 1
         written.batch, written.metadata = metadata["batch"], metadata
         # Not all tables in the same micro-batch.
         turn = list(self._tables).index(table.qualified_name) * (CHECKPOINT_EVERY // len(self._tables))
@@ -332,24 +300,8 @@ class LakeWriter:
     def _checkpoint(log: TableLog) -> None:
         try:
             log.checkpoint()
-        except (Py4JError, PySparkException):
+        except DeltaError:
             logger.exception("%s: no checkpoint of the log, until %d commits later", log.path, CHECKPOINT_EVERY)
-
-    def _commit(
-        self,
-        name: str,
-        transaction: Transaction,
-        added: Sequence[DataFile],
-        removed: Sequence[DataFile],
-        metadata: dict[str, Any],
-    ) -> int:
-        try:
-            return transaction.commit(added, removed, metadata, APPLICATION, self.epoch)
-        except ConcurrentTransactionException as error:
-            raise Fenced(f"another writer committed to {name} at the same time: {error}") from error
-        except DeltaConcurrentModificationException as error:
-            self._tables[name].files = None
-            raise Changed(f"{name} was changed at the same time") from error
 
 
 def rewrite(
@@ -361,9 +313,9 @@ def rewrite(
     so is one that shares a file with spans that are not given.
     """
     names = {path.rpartition("/")[2] for path in known}
-    transaction = log.begin()
+    version = log.newest()
     removed, left = [], set()
-    for file in transaction.files():
+    for file in log.files(version):
         there = _spans_of(file, table)
         if there & spans.keys():
             if file.path.rpartition("/")[2] in names and there <= spans.keys():
@@ -371,27 +323,21 @@ def rewrite(
             else:
                 left |= there & spans.keys()
     removed = [file for file in removed if not _spans_of(file, table) & left]
-    added = [_file(transaction, table, rows) for span, rows in spans.items() if rows and span not in left]
-    try:
-        if added or removed:
-            transaction.commit(added, removed, {"maintenance": "rewrite"})
-    except DeltaConcurrentModificationException:
-        return sorted(spans)
+    added = [_file(log, table, rows) for span, rows in spans.items() if rows and span not in left]
+    if not added and not removed:
+        return sorted(left)
+    while not log.put(version + 1, {"maintenance": "rewrite"}, added, removed):
+        version += 1
+        actions = log.actions(version)
+        gone = removed_by(actions) & {file.add["path"] for file in removed}
+        come = any(_spans_of(log.file(add), table) & spans.keys() for add in added_by(actions))
+        if gone or come or redefines(actions):
+            return sorted(spans)
     return sorted(left)
 
 
-def _file(transaction: Transaction, table: Table, rows: Sequence[tuple[object, ...]]) -> DataFile:
-    content = arrow_table(table, rows)
-    partition = {name: str(content[name][0]) for name in table.partitioned_by}
-    stored = encoded(content.drop_columns(list(table.partitioned_by)))
-    return transaction.add(stored, partition, statistics(table, content))
-
-
-def span_of(table: Table) -> Any:
-    """The number of the span of time that a row's file is of: time // table.file_span, as a BIGINT column."""
-    if table.file_span is None:
-        return F.lit(0).cast("bigint")
-    return F.floor(F.unix_timestamp(table.file_time) / table.file_span.total_seconds())
+def _file(log: TableLog, table: Table, rows: Sequence[tuple[object, ...]]) -> DataFile:
+    return log.add(encoded_file(table, arrow_table(table, rows)))
 
 
 def _spans_of(file: DataFile, table: Table) -> set[int]:

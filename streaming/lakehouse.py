@@ -18,14 +18,17 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
+from lake.commits import DataFile
 from lake.files import content
-from lake.gaps import Gap, frame, newest, reconciled, unfilled
+from lake.gaps import Gap, reconciled
 from lake.gold import Gold
 from lake.intervals import Instrument, holes
-from lake.rows import Batch
+from lake.rows import Batch, Rows, gap_rows
 from lake.rules import PROPERTY, deciding, differences, gold_rules
-from lake.seen import Found, Seen, overview, strays, summary
+from lake.seen import Found, Seen, strays, summary
 from lake.sinks import Sink
+from lake.staging import Plan, Staged, stage
+from lake.store import Store
 from lake.summaries import EPOCH
 from lake.tables import (
     BRONZE_TICKS,
@@ -36,7 +39,7 @@ from lake.tables import (
     TABLES,
     Table,
 )
-from lake.ticks import RECORD, bronze, canonical, gold_time, judged, of_ticks, quarantined, sorted_out
+from lake.ticks import RECORD, gold_time, judged, quarantined, sorted_out, valid_ticks
 from lake.writer import PROPERTIES, Fenced, LakeWriter, create_table
 
 logger = logging.getLogger(__name__)
@@ -63,12 +66,12 @@ class Lakehouse:
     spark: SparkSession
     settings: Settings
     writer: LakeWriter
+    store: Store
     gold: Gold
+    gaps: Rows[Gap]
     # Its records come from bronze.
     rebuilding: bool = False
     seen: Seen = field(default_factory=Seen)
-    # The rows of silver.gaps that are not filled, by gap_id; None: to be read.
-    gaps: dict[str, Gap] | None = None
     # Reports of numbers above the newest that silver has seen of their instrument: they count once it has.
     early: list[Gap] = field(default_factory=list)
     # When the last micro-batch began: the next one began later, whatever the clock says.
@@ -83,13 +86,8 @@ class Lakehouse:
     def __post_init__(self) -> None:
         self.idle.set()
 
-    def canonical(self, records: DataFrame) -> DataFrame:
-        """Kafka's records as `write_batch` takes them."""
-        settings = self.settings
-        return canonical(records, settings.rejects_topic, settings.gaps_topic, settings.future_tolerance_seconds)
-
     def write_batch(self, records: DataFrame, batch: int) -> None:
-        """One micro-batch of `canonical` records into every table."""
+        """One micro-batch of Kafka's records (lake.ticks.RECORD) into every table."""
         self.idle.clear()
         try:
             query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
@@ -106,12 +104,14 @@ class Lakehouse:
         lake, settings = self.writer, self.settings
         batch = Batch(query, number, max(datetime.now(UTC), self.began + timedelta(microseconds=1)))
         at, told = batch.at, {"query": query, "batch": number}
-        # One task and one file a table, where there is not much to do.
-        records = (records.coalesce(1) if self.records < FEW else records).persist()
-        cached = [records]
         replayed = number <= lake.batch(SILVER_TICKS)
-        # What to keep with silver's rows if all records are new ticks; None if they are not.
-        decision: Future[dict[str, Any] | None] = Future()
+        # Silver has all its ticks in the ingester's form, and no others: nothing is to be found out again.
+        known = replayed and bool(lake.metadata(SILVER_TICKS).get("as_staged"))
+        staged = self._staged(records, at, number, but=(SILVER_TICKS,) if known else ())
+        odd = self._judged(staged.odd) if staged.odd else None
+        cached = [] if odd is None else [odd]
+        kinds = {} if odd is None else self._kinds(odd)
+        as_staged = known or (not replayed and "tick" not in kinds and self.seen.has_none_of(staged.overview))
         with ThreadPoolExecutor(8) as threads:
 
             def start(step: Callable[..., None], *args: object, **options: object) -> Future[None]:
@@ -119,94 +119,114 @@ class Lakehouse:
                 return running[-1]
 
             running: list[Future[None]] = []
-            try:
-                if not self.rebuilding:
-                    start(self._append, bronze(records, at), BRONZE_TICKS, **told)
-                # They nearly always are: silver's files are written while that is looked into.
-                ticks = _all_new(records)
-                silver = start(self._append_ticks, ticks, decision.result, **told)
-                kinds = overview(records, settings.gold_symbols).collect()
-                strange = any(row.kind == "odd" for row in kinds)
-                if strange:
-                    odd = records.where(F.col("kind") == "odd").select(*RECORD)
-                    checked = judged(odd, settings.rejects_topic, settings.gaps_topic).persist()
-                    sorted_odd = sorted_out(checked, settings.gaps_topic, settings.future_tolerance_seconds)
-                    records = records.select(*sorted_odd.columns).where(F.col("kind") == "tick").unionByName(sorted_odd)
-                    cached.append(checked)
-                    kinds = overview(records, settings.gold_symbols).collect()
-                found = None if replayed else self.seen.only_new(kinds)
-                as_tried = found is not None and not strange
-                if not as_tried:
-                    decision.set_result(None)
-                    silver.result()
-                if found is None:
-                    ticks = self._first_of(of_ticks(records), replayed).persist()
-                    cached.append(ticks)
-                    found = Found().add(summary(ticks, settings.gold_symbols).collect())
-                elif strange:
-                    ticks = _all_new(records)
-                if strange:
-                    found.add(strays(checked, settings.gaps_topic).collect())
-                seen = self.seen.with_found(found)
-                said = [*self.early, *found.reports]
-                early = _early(said, seen)
-                state = {"seen": seen.to_json(), "early": [gap.to_json() for gap in early], "at": at.isoformat()}
-                buckets = found.buckets
-                dirty = self.gold.take(buckets, counted=replayed)
-                start(self.gold.prices, buckets, batch)
-                if as_tried:
-                    decision.set_result(state)
-                else:
-                    silver = start(self._append_ticks, ticks, lambda: state, **told)
-                start(self._gaps, found.instruments, said, seen, at, **told)
-                start(self.gold.rolling, dirty, batch, silver.result)
-                start(self.gold.current, buckets, batch, silver.result)
-                start(self.gold.alerts, dirty, batch, silver.result)
-                if any(row.kind == "bad" for row in kinds):
-                    start(self._append, quarantined(checked, at), SILVER_QUARANTINE, **told)
-            finally:
-                # Nobody is to wait for it any more, whatever went wrong.
-                decision.cancel()
+            if not self.rebuilding:
+                start(self._add, staged.of(BRONZE_TICKS), BRONZE_TICKS, **told)
+            if as_staged:
+                found = Found.of(staged.overview, settings.gold_symbols)
+            else:
+                ticks = self._first_of(self._valid(staged.urls(SILVER_TICKS, settings.lake_root), odd), replayed)
+                cached.append(ticks.persist())
+                found = Found().add(summary(ticks, settings.gold_symbols).collect())
+            if odd is not None:
+                found.add(strays(odd, settings.gaps_topic).collect())
+            seen = self.seen.with_found(found)
+            said = [*self.early, *found.reports]
+            early = _early(said, seen)
+            state = {
+                "seen": seen.to_json(),
+                "early": [gap.to_json() for gap in early],
+                "at": at.isoformat(),
+                "as_staged": as_staged,
+            }
+            buckets = found.buckets
+            dirty = self.gold.take(buckets, counted=replayed)
+            start(self.gold.prices, buckets, batch)
+            if as_staged:
+                silver = start(self._add, staged.of(SILVER_TICKS), SILVER_TICKS, **told, **state)
+            else:
+                silver = start(self._append, ticks, SILVER_TICKS, **told, **state)
+            start(self._gaps, found.instruments, said, seen, batch)
+            start(self.gold.rolling, dirty, batch, silver.result)
+            start(self.gold.current, buckets, batch, silver.result)
+            start(self.gold.alerts, dirty, batch, silver.result)
+            if odd is not None and "bad" in kinds:
+                start(self._append, quarantined(odd, at), SILVER_QUARANTINE, **told)
             for step in running:
                 step.result()
         self.gold.roll_up(batch)
         self.seen, self.early, self.began, self.last = seen, early, at, batch
-        self.records = sum(row.records for row in kinds)
+        self.records = staged.records
         for rows in cached:
             rows.unpersist()
+        for url in (*staged.odd, *(() if as_staged else staged.urls(SILVER_TICKS, settings.lake_root))):
+            self.store.delete(url)
         logger.info("batch %d: %d records in %.2f s", number, self.records, time.monotonic() - started)
 
-    def _append(self, rows: DataFrame, table: Table, **told: Any) -> None:
-        self.writer.append(rows, table, **told)
+    def _staged(self, records: DataFrame, at: datetime, number: int, but: Collection[Table]) -> Staged:
+        """The records as files of bronze and silver, of those that lack the micro-batch, but not of these."""
+        settings = self.settings
+        tables = (SILVER_TICKS,) if self.rebuilding else (BRONZE_TICKS, SILVER_TICKS)
+        plan = Plan(
+            store=self.store,
+            root=settings.lake_root,
+            tables=tuple(t for t in tables if t not in but and (t == SILVER_TICKS or number > self.writer.batch(t))),
+            at=at,
+            other_topics=(settings.rejects_topic, settings.gaps_topic),
+            future_tolerance_seconds=settings.future_tolerance_seconds,
+            newest_minutes=self.seen.minutes,
+        )
+        records = records.select(*RECORD)
+        # One task and one file a table, where there is not much to do.
+        return stage(records.coalesce(1) if self.records < FEW else records, plan)
 
-    def _append_ticks(self, ticks: DataFrame, decided: Callable[[], dict[str, Any] | None], **told: Any) -> None:
-        self.gold.has(self.writer.append(ticks, SILVER_TICKS, decided=decided, **told) or [])
+    def _judged(self, odd: Sequence[str]) -> DataFrame:
+        """The records of these files, each with its tick or what is wrong with it."""
+        settings = self.settings
+        records = self.spark.read.schema(BRONZE_TICKS.schema_of(RECORD)).parquet(*odd)
+        return judged(records, settings.rejects_topic, settings.gaps_topic).persist()
+
+    def _kinds(self, judged_records: DataFrame) -> dict[str, int]:
+        """How many of them are of each kind."""
+        settings = self.settings
+        kinds = sorted_out(judged_records, settings.gaps_topic, settings.future_tolerance_seconds).groupBy("kind")
+        return {row["kind"]: row["count"] for row in kinds.count().collect()}
+
+    def _valid(self, staged: Sequence[str], odd: DataFrame | None) -> DataFrame:
+        """silver.ticks without is_late, repeats included: of silver's staged files, and of records that were judged."""
+        settings = self.settings
+        stored = SILVER_TICKS.schema_of([n for n in SILVER_TICKS.column_names if n not in ("event_date", "is_late")])
+        ticks = self.spark.read.schema(stored).parquet(*staged) if staged else self.spark.createDataFrame([], stored)
+        ticks = ticks.withColumn("event_date", F.to_date("event_time"))
+        if odd is None:
+            return ticks
+        return ticks.unionByName(valid_ticks(odd, settings.gaps_topic, settings.future_tolerance_seconds))
+
+    def _append(self, rows: DataFrame, table: Table, **told: Any) -> None:
+        self._has(table, self.writer.append(rows, table, **told))
+
+    def _add(self, files: Sequence[dict[str, Any]], table: Table, **told: Any) -> None:
+        self._has(table, self.writer.add(files, table, **told))
+
+    def _has(self, table: Table, files: Sequence[DataFile]) -> None:
+        if table == SILVER_TICKS:
+            self.gold.has(files)
 
     def finish(self) -> None:
         """After the last micro-batch: the longer windows as of now."""
         if self.last:
             self.gold.roll_up(self.last, at_once=True)
 
-    def _gaps(
-        self, instruments: Collection[Instrument], said: Sequence[Gap], seen: Seen, at: datetime, **told: Any
-    ) -> None:
+    def _gaps(self, instruments: Collection[Instrument], said: Sequence[Gap], seen: Seen, batch: Batch) -> None:
         """Bring silver.gaps up to date with what was seen of these instruments, and was said of any."""
         instruments = {*instruments, *(gap.instrument for gap in said if gap.interval)}
         missing = {
             instrument: holes(seen.instruments.get(instrument, ()), seen.rejected.get(instrument, ()))
             for instrument in instruments
         }
-        if self.gaps is None:
-            self.gaps = self._stored_gaps()
-        changed = reconciled(self.gaps, missing, said, at)
+        known = {gap_id: gap for gap_id, gap in self.gaps.load([0])[0].items() if gap.status != "filled"}
+        changed = {gap.gap_id: gap for gap in reconciled(known, missing, said, batch.at)}
         if changed:
-            self.writer.fold(frame(self.spark, changed), SILVER_GAPS, **told, spans=[0], folded=newest)
-            self.gaps = unfilled([*self.gaps.values(), *changed])
-
-    def _stored_gaps(self) -> dict[str, Gap]:
-        table = self.spark.read.format("delta").load(SILVER_GAPS.path(self.settings.lake_root))
-        rows = table.where(F.col("status") != "filled").select(*SILVER_GAPS.column_names).collect()
-        return unfilled(Gap(*row) for row in rows)
+            self.gaps.update(batch, [0], lambda _, rows: rows.update(changed))
 
     def _first_of(self, valid: DataFrame, replayed: bool) -> DataFrame:
         """The ticks that silver does not have yet, each once; of a replayed micro-batch, those that it has by it."""
@@ -223,11 +243,6 @@ def _early(said: Iterable[Gap], seen: Seen) -> list[Gap]:
         for gap in said
         if gap.interval and gap.status != "filled" and gap.interval[1] > seen.highest(gap.instrument)
     ]
-
-
-def _all_new(kinds: DataFrame) -> DataFrame:
-    """silver.ticks, of rows with a kind whose ticks are all new ones, none of them late."""
-    return of_ticks(kinds).withColumn("is_late", F.lit(False))
 
 
 def checkpoint_query(spark: SparkSession, location: str) -> str | None:
@@ -282,6 +297,8 @@ def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: S
     seen = Seen.from_json(kept["seen"]) if "seen" in kept else Seen()
     return Lakehouse(
         *(spark, settings, lake),
+        store=Store.of(settings.lake_root, str(settings.webhdfs_url)),
+        gaps=gap_rows(spark, lake),
         gold=Gold(spark, settings.lake_root, lake, gold_rules(settings), seen.minutes, sink=sink),
         seen=seen,
         early=[Gap.from_json(gap) for gap in kept.get("early", [])],

@@ -51,7 +51,7 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
         within = (F.col("ingested_at") >= F.timestamp_seconds(F.lit(first * 60))) & (
             F.col("ingested_at") < F.timestamp_seconds(F.lit(last * 60 + 60))
         )
-        house.write_batch(house.canonical(records.where(within)), number)
+        house.write_batch(records.where(within), number)
     house.finish()
     put_aside(spark, settings.checkpoint_location)
     for table in STREAMED:

@@ -37,6 +37,7 @@ from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.lease import LakeInUse, Lease
 from lake.rules import DECIDING
 from lake.sinks import Console, PlainParquet, Sink
+from lake.store import Store, UnknownStore
 from lake.writer import Fenced
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
 from streaming.rebuild import Expired, rebuild
@@ -64,10 +65,8 @@ def start(
         .load()
         .withColumnRenamed("timestamp", "kafka_timestamp")
     )
-    # Read here, so that Spark makes up its mind about the expressions once, and not for each micro-batch.
     writing = (
-        lakehouse.canonical(records)
-        .writeStream.queryName("ticks")
+        records.writeStream.queryName("ticks")
         .foreachBatch(lakehouse.write_batch)
         .option("checkpointLocation", settings.checkpoint_location)
     )
@@ -103,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "gaps_topic",
             "lake_root",
             "checkpoint",
+            "webhdfs_url",
             "trigger_seconds",
         ),
         *("max_offsets_per_trigger", "once", "rebuild", *DECIDING),
@@ -113,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, own = from_command_line(parser, argv)
     if own.sink and (own.sink[0], len(own.sink)) not in (("console", 1), ("parquet", 2)):
         parser.error(f"--sink {' '.join(own.sink)}: write console, or parquet and a path")
+    try:
+        store = Store.of(settings.lake_root, str(settings.webhdfs_url))
+    except UnknownStore as error:
+        parser.error(str(error))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -120,6 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     lease = Lease(spark, settings.lake_root)
     try:
         lease.acquire()
+        if not store.has(lease.url):
+            logger.error(
+                "webhdfs_url is %s, and there is no %s: it must be WebHDFS of the file system that lake_root is on",
+                *(settings.webhdfs_url, lease.url),
+            )
+            return USAGE_ERROR
         follows = rebuild(spark, settings) if settings.rebuild else None
         sink = sink_of(spark, own.sink)
         lakehouse = resume(spark, settings, sink)

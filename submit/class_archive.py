@@ -55,7 +55,7 @@ def micro_batches(spark: SparkSession, folder: Path) -> None:
     settings = Settings(lake_root=f"file:{folder}/lake", checkpoint=f"file:{folder}/checkpoint")
     lakehouse = resume(spark, settings)
     records = spark.readStream.schema(BRONZE_TICKS.schema).option("maxFilesPerTrigger", 1).parquet(f"{folder}/records")
-    writing = lakehouse.canonical(records).writeStream.foreachBatch(lakehouse.write_batch)
+    writing = records.writeStream.foreachBatch(lakehouse.write_batch)
     writing = writing.option("checkpointLocation", settings.checkpoint_location).trigger(availableNow=True)
     writing.start().awaitTermination()
     lakehouse.finish()

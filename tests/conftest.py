@@ -105,6 +105,7 @@ def spark() -> Iterator[SparkSession]:
         "JAVA_HOME": str(java_home()),
         "SPARK_CONF_DIR": str(PROJECT / "conf"),
         "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
     }
     session = (
         SparkSession.builder.master("local[2]")
@@ -113,6 +114,8 @@ def spark() -> Iterator[SparkSession]:
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
         .config("spark.ui.enabled", "false")
+        # Where its Python workers find the code, from wherever the tests are run.
+        .config("spark.executorEnv.PYTHONPATH", str(PROJECT))
         .getOrCreate()
     )
     yield session

@@ -12,7 +12,6 @@ from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
 from lake.sinks import Sink
-from lake.ticks import canonical
 from streaming.lakehouse import Lakehouse, resume
 from tests.oracle import Record
 
@@ -26,14 +25,13 @@ def checkpoint_of(folder: Path, query: str) -> None:
 
 def frame(spark: SparkSession, records: list[Record]) -> DataFrame:
     """A micro-batch, as the lakehouse takes it."""
-    rows = spark.createDataFrame(
+    return spark.createDataFrame(
         [
             (None, None if r.value is None else bytearray(r.value), r.topic, r.partition, r.offset, r.kafka_timestamp)
             for r in records
         ],
         "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, kafka_timestamp TIMESTAMP",
     )
-    return canonical(rows, "rejects", "gaps", 5.0)
 
 
 def market(chance: random.Random) -> list[bytes]:

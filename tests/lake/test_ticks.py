@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from lake.tables import SILVER_TICKS
-from lake.ticks import CANONICAL, canonical, judged, quarantined, valid_ticks
+from lake.canonical import CANONICAL, canonical
+from lake.ticks import judged, quarantined, valid_ticks
 from tests.ingestion.test_ticks import TICK as INGESTED
 from tests.oracle import NotATick, Record, Tick, tick_of
 
@@ -110,14 +111,50 @@ def test_a_record_is_judged_as_the_oracle_does_in_either_form_of_json(spark: Spa
         assert found["event_time"] == expected.event_time.replace(tzinfo=None)
     assert 10 < len(ticks) < len(values) - 10
 
-    short = canonical(records(spark, values), "rejects", "gaps", 5.0).where("kind = 'tick'")
-    names = [name for name in SILVER_TICKS.column_names if name != "is_late"]
-    taken = {row["kafka_offset"]: row for row in short.select(*names).collect()}
-    assert all(row == ticks[offset] for offset, row in taken.items())
+    short = canonical(arrow(values), ("rejects", "gaps"), 5.0)
+    taken = {row["kafka_offset"]: row for row in short.ticks.drop_columns(["notional"]).to_pylist()}
+    for offset, row in taken.items():
+        naive = {name: row[name].replace(tzinfo=None) for name in ("event_time", "received_at")}
+        assert {**row, **naive} == ticks[offset].asDict(), values[offset]
     fitting = {at for at, value in enumerate(values) if value and re.fullmatch(CANONICAL, value.decode())}
     assert taken.keys() == fitting & ticks.keys()
     assert len(taken) > 5
     assert fitting - ticks.keys(), "not all that fits the pattern is a tick"
+    assert sorted(short.odd["offset"].to_pylist()) == sorted(set(range(len(values))) - taken.keys())
+
+
+def arrow(values: Sequence[bytes | None], topic: str = "ticks") -> pa.Table:
+    """Records of partition 0, as an executor has them."""
+    count = len(values)
+    return pa.table(
+        {
+            "key": pa.nulls(count, pa.binary()),
+            "value": pa.array(values, pa.binary()),
+            "topic": pa.repeat(topic, count),
+            "partition": pa.repeat(pa.scalar(0, pa.int32()), count),
+            "offset": pa.array(range(count), pa.int64()),
+            "kafka_timestamp": pa.nulls(count, pa.timestamp("us", "UTC")),
+        }
+    )
+
+
+def test_records_of_other_topics_and_impossible_days_do_not_go_the_short_way() -> None:
+    def parsed(time: str, topic: str = "ticks") -> int:
+        value = json.dumps({**TICK, "event_time": time}, separators=(",", ":")).encode()
+        return len(canonical(arrow([value], topic), ("rejects", "gaps"), 5.0).ticks)
+
+    day = datetime(1999, 12, 30, tzinfo=UTC)
+    while (day := day + timedelta(days=1)).year < 2002:
+        assert parsed(day.isoformat()) == 1
+    for date in ("2023-02-29", "2100-02-29", "1900-02-29", "2024-04-31", "2024-02-30", "2024-00-10", "2024-13-01"):
+        assert parsed(f"{date}T00:00:00Z") == 0, date
+    for date in ("2024-02-29", "2000-02-29", "2400-02-29", "2028-02-29", "1900-01-01", "2999-12-31"):
+        assert parsed(f"{date}T23:59:59.999999+17:59") == 1, date
+    for clock in ("24:00:00Z", "23:60:00Z", "23:59:60Z", "00:00:00", "00:00:00.1234567Z", "00:00:00+18:00"):
+        assert parsed(f"2024-01-01T{clock}") == 0, clock
+    for topic in ("rejects", "gaps"):
+        assert parsed("2024-01-01T00:00:00Z", topic) == 0
+    assert canonical(arrow([]), (), 5.0).ticks.num_rows == 0
 
 
 def test_what_ingestion_writes_takes_the_short_way() -> None:

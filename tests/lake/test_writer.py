@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from datetime import timedelta
-from functools import partial
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from lake import lease
-from lake.commits import TableLog
+from lake.commits import CannotWrite, TableLog
 from lake.lease import LakeInUse, Lease
 from lake.tables import Column, Table
-from lake.writer import Fenced, LakeWriter, append, create_table
+from lake.writer import Changed, Fenced, LakeWriter, append, create_table
 
 COUNTS = Table(
     "test", "counts", "How many of each", ("name",), (Column("name", "STRING", "what"), Column("n", "BIGINT", "many"))
@@ -55,8 +55,13 @@ def stored(spark: SparkSession, root: str) -> list[tuple[str, int]]:
     return sorted((row["name"], row["n"]) for row in spark.read.format("delta").load(COUNTS.path(root)).collect())
 
 
-def total(rows: DataFrame) -> DataFrame:
-    return rows.groupBy("name").agg(F.sum("n").alias("n"))
+def fold(spark: SparkSession, writer: LakeWriter, batch: int, **added: int) -> None:
+    """Add to the counts of their names, as a micro-batch that reads what is there and puts something in its place."""
+    _, known = writer.stored(spark, COUNTS, [0])
+    rows = Counter(added)
+    for row in known:
+        rows[row["name"]] += row["n"]
+    writer.replace(COUNTS, {0: list(rows.items())}, query="q", batch=batch)
 
 
 def test_a_replayed_batch_appends_and_folds_once(spark: SparkSession, root: str) -> None:
@@ -64,10 +69,10 @@ def test_a_replayed_batch_appends_and_folds_once(spark: SparkSession, root: str)
     for batch, rows in ((0, {"a": 1}), (0, {"a": 1}), (1, {"a": 2, "b": 5}), (1, {"a": 2, "b": 5})):
         writer = claimed(spark, root)
         for _ in range(2):
-            writer.fold(counts(spark, **rows), COUNTS, query="q", batch=batch, spans=[0], folded=total)
+            fold(spark, writer, batch, **rows)
     assert stored(spark, root) == [("a", 3), ("b", 5)]
     for batch in (2, 2, 3):
-        writer.append(counts(spark, c=batch), COUNTS, query="q", batch=batch, decided=partial(dict, kept=batch * 10))
+        writer.append(counts(spark, c=batch), COUNTS, query="q", batch=batch, kept=batch * 10)
     assert stored(spark, root) == [("a", 3), ("b", 5), ("c", 2), ("c", 3)]
     again = claimed(spark, root)
     assert again.batch(COUNTS) == 3
@@ -82,36 +87,58 @@ def test_the_last_batch_is_found_behind_maintenance_and_folding_goes_on(spark: S
     for batch in (1, 2):
         writer.append(counts(spark, a=batch), COUNTS, query="q", batch=batch)
     DeltaTable.forPath(spark, COUNTS.path(root)).optimize().executeCompaction()
-    writer.fold(counts(spark, a=10), COUNTS, query="q", batch=3, spans=[0], folded=total)
+    fold(spark, writer, 3, a=10)
     assert stored(spark, root) == [("a", 13)]
     DeltaTable.forPath(spark, COUNTS.path(root)).optimize().executeCompaction()
     assert claimed(spark, root).batch(COUNTS) == 3
 
 
-def test_folding_rewrites_only_the_files_of_the_spans_it_touches(spark: SparkSession, root: str) -> None:
-    def rows(*minutes: int) -> DataFrame:
-        values = ", ".join(f"(TIMESTAMP '2024-08-09 00:00:00' + INTERVAL {m} MINUTE, 'n', 1L)" for m in minutes)
-        return spark.sql(f"SELECT * FROM VALUES {values} AS v(at, name, n)")
+def test_a_log_that_is_checkpointed_tells_spark_the_same(
+    spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are appended, and rows that take others' place; and the next writer goes on after it."""
+    monkeypatch.setattr("lake.writer.CHECKPOINT_EVERY", 2)
+    first = claimed(spark, root)
+    for batch in range(7):
+        fold(spark, first, batch, a=batch)
+    first.close()
+    log = Path(COUNTS.path(root).removeprefix("file:")) / "_delta_log"
+    assert json.loads((log / "_last_checkpoint").read_text())["version"] >= 6
+    for commit in range(6):
+        (log / f"{commit:020d}.json").unlink()
+    assert stored(spark, root) == [("a", 21)]
+    fold(spark, claimed(spark, root), 7, a=100)
+    spark.catalog.clearCache()
+    assert stored(spark, root) == [("a", 121)]
+    assert spark.read.format("delta").load(COUNTS.path(root)).inputFiles() != []
 
-    def folded(both: DataFrame) -> DataFrame:
-        return both.groupBy("at", "name").agg(F.sum("n").alias("n")).withColumn("day", F.to_date("at"))
+
+def test_replacing_rewrites_only_the_files_of_the_spans_it_touches(spark: SparkSession, root: str) -> None:
+    day, first = datetime(2024, 8, 9, tzinfo=UTC), 1_723_161_600 // 600
+
+    def add(batch: int, *minutes: int) -> None:
+        """One to the count of each of these minutes."""
+        writer.was_changed(SPANNED)
+        spans, known = writer.stored(spark, SPANNED, {first + minute // 10 for minute in minutes})
+        counted = Counter({row["at"]: row["n"] for row in known})
+        counted.update(day + timedelta(minutes=minute) for minute in minutes)
+        rows: dict[int, list[tuple[object, ...]]] = {span: [] for span in spans}
+        for at, n in counted.items():
+            rows[first + (at - day) // timedelta(minutes=10)].append((at, "n", n, at.date()))
+        writer.replace(SPANNED, rows, query="q", batch=batch)
 
     def files() -> set[str]:
         return set(spark.read.format("delta").load(SPANNED.path(root)).inputFiles())
 
     writer = claimed(spark, root)
-    writer.fold(rows(0, 5, 12, 25, 1439, 1441), SPANNED, query="q", batch=0, spans=[], folded=folded)
-    assert files() == set(), "no spans: nothing to write"
-    start = 1_723_161_600 // 600
-    spans = [start, start + 1, start + 2, start + 143, start + 144]
-    writer.fold(rows(0, 5, 12, 25, 1439, 1441), SPANNED, query="q", batch=1, spans=spans, folded=folded)
+    add(1, 0, 5, 12, 25, 1439, 1441)
     before = files()
     assert len(before) == 5, "a file a span"
-    writer.fold(rows(5, 9), SPANNED, query="q", batch=2, spans=[start], folded=folded)
+    add(2, 5, 9)
     assert len(before & files()) == 4
-    # Compacted files hold several spans; folding into one of them takes the file apart again.
+    # Compacted files hold several spans; replacing one of them takes the file apart again.
     DeltaTable.forPath(spark, SPANNED.path(root)).optimize().executeCompaction()
-    writer.fold(rows(5, 25), SPANNED, query="q", batch=3, spans=[start, start + 2], folded=folded)
+    add(3, 5, 25)
     table = (
         spark.read.format("delta").load(SPANNED.path(root)).selectExpr("minute(at) + 60 * hour(at) AS m", "day", "n")
     )
@@ -123,6 +150,40 @@ def test_folding_rewrites_only_the_files_of_the_spans_it_touches(spark: SparkSes
     assert len(files()) == 5
 
 
+def test_what_maintenance_has_moved_meanwhile_is_read_again(spark: SparkSession, root: str) -> None:
+    """Between the look at the rows and the commit: nothing is written, and the next look finds the new files."""
+    writer = claimed(spark, root)
+    for batch in range(2):
+        writer.append(counts(spark, a=1), COUNTS, query="q", batch=batch)
+    _, known = writer.stored(spark, COUNTS, [0])
+    DeltaTable.forPath(spark, COUNTS.path(root)).optimize().executeCompaction()
+    with pytest.raises(Changed, match="same time"):
+        writer.replace(COUNTS, {0: [("a", sum(row["n"] for row in known))]}, query="q", batch=2)
+    with pytest.raises(Changed, match="other files"):
+        writer.replace(COUNTS, {0: [("a", 2)]}, query="q", batch=2)
+    assert stored(spark, root) == [("a", 1), ("a", 1)]
+    fold(spark, writer, 2, b=5)
+    assert stored(spark, root) == [("a", 2), ("b", 5)]
+    # Rows that are appended only follow it.
+    DeltaTable.forPath(spark, COUNTS.path(root)).optimize().executeCompaction()
+    writer.append(counts(spark, c=1), COUNTS, query="q", batch=3)
+    assert stored(spark, root) == [("a", 2), ("b", 5), ("c", 1)]
+
+
+def test_a_table_with_features_of_delta_that_are_unknown_here_is_left_alone(spark: SparkSession, root: str) -> None:
+    """At the start, and while the job runs."""
+    writer = claimed(spark, root)
+    name = f"delta.`{COUNTS.path(root)}`"
+    spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('delta.appendOnly' = 'false')")
+    writer.append(counts(spark, a=1), COUNTS, query="q", batch=0)
+    spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")
+    with pytest.raises(CannotWrite, match="deletionVectors"):
+        writer.append(counts(spark, a=1), COUNTS, query="q", batch=1)
+    with pytest.raises(CannotWrite, match="deletionVectors"):
+        claimed(spark, root)
+    assert stored(spark, root) == [("a", 1)]
+
+
 def test_an_older_writer_is_fenced_at_its_next_write(spark: SparkSession, root: str) -> None:
     """Paused before its transaction began: it sees the newer epoch. The newer one is not disturbed."""
     old = claimed(spark, root)
@@ -131,19 +192,19 @@ def test_an_older_writer_is_fenced_at_its_next_write(spark: SparkSession, root: 
     with pytest.raises(Fenced, match="newer writer"):
         old.append(counts(spark, b=1), COUNTS, query="q", batch=2)
     with pytest.raises(Fenced, match="newer writer"):
-        old.fold(counts(spark, b=1), COUNTS, query="q", batch=2, spans=[0], folded=total)
+        fold(spark, old, 2, b=1)
     new.append(counts(spark, c=1), COUNTS, query="q", batch=2)
     assert stored(spark, root) == [("a", 1), ("c", 1)]
 
 
 def test_a_writer_paused_in_the_middle_of_a_write_is_fenced_too(spark: SparkSession, root: str) -> None:
-    """Paused after its files are written and before its commit: Delta's conflict check finds the newer epoch."""
+    """Paused after its files are written and before its commit."""
     old = claimed(spark, root)
-    transaction = old._begin(COUNTS)
-    added = transaction.write(counts(spark, b=1))
+    written = old._tables[COUNTS.qualified_name]
+    added = written.log.write(counts(spark, b=1))
     claimed(spark, root)
-    with pytest.raises(Fenced, match="same time"):
-        old._finish(COUNTS, transaction, added, [], {"query": "q", "batch": 1})
+    with pytest.raises(Fenced, match="newer writer"):
+        old._commit(COUNTS, added, [], {"query": "q", "batch": 1})
     assert stored(spark, root) == []
 
 

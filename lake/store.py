@@ -1,0 +1,96 @@
+"""Files of the lake's tables, written by whoever has their bytes: a Spark executor's Python, which no JVM helps.
+
+On HDFS that is WebHDFS: a file of a small micro-batch takes some 25 ms, one of 20 MB a tenth of a second. `file:` is
+for lakes on one machine, and for tests.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import hdfs
+import requests
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+
+# A NameNode that starts again is back within this time; what takes longer ends the job, which may be started again.
+PATIENCE_SECONDS = 60
+# What WebHDFS answers with where asking again is of no use.
+FINAL = ("AccessControlException", "QuotaExceededException", "InvalidPathException", "SecurityException")
+
+
+class UnknownStore(ValueError):
+    """A lake's root that is neither on HDFS nor on the local disk."""
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a failure is one that a server which is starting, or moving, gives."""
+    if isinstance(error, hdfs.HdfsError):
+        return not any(name in str(error) or name == error.exception for name in FINAL)
+    return isinstance(error, requests.ConnectionError | requests.Timeout)
+
+
+@cache
+def _client(webhdfs_url: str, user: str) -> hdfs.InsecureClient:
+    return hdfs.InsecureClient(webhdfs_url, user=user, timeout=60)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where a lake's files are; may be sent to executors.
+
+    webhdfs_url: of the NameNode, or of several, separated by semicolons; unused for `file:`.
+    """
+
+    scheme: str
+    webhdfs_url: str
+    user: str
+
+    @classmethod
+    def of(cls, root: str, webhdfs_url: str) -> Store:
+        """The store of a lake's root, as the user that this process is to Hadoop. Raises UnknownStore."""
+        scheme = urlsplit(root).scheme
+        if scheme not in ("hdfs", "file"):
+            raise UnknownStore(f"lake_root is {root}: the streaming job writes to hdfs: and file: only")
+        return cls(scheme, webhdfs_url, os.environ.get("HADOOP_USER_NAME") or getpass.getuser())
+
+    def write(self, url: str, content: bytes) -> None:
+        """Make a file. Raises HdfsError, requests.RequestException or OSError when a minute of trying did not help."""
+        path = _path(url)
+        if self.scheme == "file":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(content)
+            return
+        client = _client(self.webhdfs_url, self.user)
+        for attempt in Retrying(
+            retry=retry_if_exception(_may_pass),
+            wait=wait_exponential_jitter(initial=0.2, max=5),
+            stop=stop_after_delay(PATIENCE_SECONDS),
+            reraise=True,
+        ):
+            with attempt:
+                # Over what an attempt may have left that failed half-way.
+                client.write(path, data=content, overwrite=True)
+
+    def has(self, url: str) -> bool:
+        """Whether there is such a file. Raises as `write`."""
+        path = _path(url)
+        if self.scheme == "file":
+            return Path(path).exists()
+        return _client(self.webhdfs_url, self.user).status(path, strict=False) is not None
+
+    def delete(self, url: str) -> None:
+        """Delete a file, if there is one. Raises as `write`."""
+        path = _path(url)
+        if self.scheme == "file":
+            Path(path).unlink(missing_ok=True)
+        else:
+            _client(self.webhdfs_url, self.user).delete(path)
+
+
+def _path(url: str) -> str:
+    return unquote(urlsplit(url).path)
