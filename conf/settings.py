@@ -196,7 +196,7 @@ class Settings(BaseModel):
     checkpoint: StorageUrl | None = Field(
         None, description="checkpoint of the streaming job; default ROOT/_checkpoints/ticks"
     )
-    webhdfs_url: HttpUrl = Field("http://127.0.0.1:29870", description="WebHDFS address of the NameNode")
+    webhdfs_url: HttpUrl = Field("http://127.0.0.1:29870", description="WebHDFS address of lake_root's NameNode")
     future_tolerance_seconds: float = Field(
         5.0, ge=0, le=86_400, description="a venue's time further ahead of its receipt than this is not believed"
     )
@@ -217,7 +217,7 @@ class Settings(BaseModel):
 
     # Streaming
     trigger_seconds: float = Field(0.0, ge=0, le=3_600, description="least time between micro-batches; 0: at once")
-    max_offsets_per_trigger: Count = Field(250_000, description="records in a micro-batch at most")
+    max_offsets_per_trigger: Count = Field(500_000, description="records in a micro-batch at most")
     rebuild: bool = Field(
         False,
         description="make silver and gold anew from bronze first, with a new checkpoint after bronze's last record",

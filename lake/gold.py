@@ -46,6 +46,7 @@ from lake.recent_ticks import Recent
 from lake.rows import Batch, Rows, alert_rows, current_rows, price_rows, rolling_rows
 from lake.silver import Silver
 from lake.sinks import Sink
+from lake.store import Store
 from lake.summaries import (
     BUCKET_SECONDS,
     EPOCH,
@@ -157,6 +158,7 @@ class Gold:
         spark: SparkSession,
         root: str,
         writer: LakeWriter,
+        store: Store,
         rules: GoldRules,
         newest: Mapping[Pair, int],
         rollup_seconds: float = 10.0,
@@ -164,7 +166,7 @@ class Gold:
     ) -> None:
         """newest: of each pair in silver, the second since 1970 of its newest minute."""
         self._spark, self._root, self._writer, self._rules = spark, root, writer, rules
-        self._recent = Recent(spark, newest, rules.symbols)
+        self._recent = Recent(store, newest, rules.symbols)
         self._silver = Silver.of_lake(spark, root, rules, recent=self._recent)
         began = Silver.of_lake(spark, root, rules, version=writer.version(SILVER_TICKS))
         self._buckets = Buckets(self._silver, newest, began)

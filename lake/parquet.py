@@ -101,17 +101,12 @@ def encoded_file(table: Table, rows: pa.Table) -> EncodedFile:
     return EncodedFile(name, content, action)
 
 
-def parquet_file(spark: SparkSession, path: str) -> pq.ParquetFile:
-    """A table's Parquet file, read as a whole, without a Spark job. Raises FileNotFoundError."""
+def stored(spark: SparkSession, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a table's Parquet file, without a Spark job. Raises FileNotFoundError."""
     told = content(spark, path)
     if told is None:
         raise FileNotFoundError(f"{path} is in its table's log, and is gone: batch/prove.py tells what is missing")
-    return pq.ParquetFile(BytesIO(told))
-
-
-def stored(spark: SparkSession, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a table's Parquet file. Raises FileNotFoundError."""
-    return parquet_file(spark, path).read(None if columns is None else list(columns))
+    return pq.ParquetFile(BytesIO(told)).read(None if columns is None else list(columns))
 
 
 def statistics(table: Table, rows: pa.Table) -> str:

@@ -15,13 +15,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyspark.sql import SparkSession
 
 from lake.alerts import AlertTick
 from lake.commits import DataFile
-from lake.files import Opened
 from lake.metrics import Range
-from lake.parquet import parquet_file
+from lake.store import Store
 from lake.summaries import Pair, to_micros
 from lake.ticks import feeds
 
@@ -32,19 +30,18 @@ SMALL_FILE = 512 * 1024
 # How many rows are looked at here; more are Spark's work. And how many are kept as they were read.
 MOST_ROWS = 500_000
 KEPT_ROWS = 500_000
-READ_AHEAD = 1 << 20
 ORDER = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
 
 
 class Recent:
     """The newest files of silver.ticks, by the gold times that their ticks may have."""
 
-    def __init__(self, spark: SparkSession, newest: Mapping[Pair, int], symbols: Mapping[str, str]) -> None:
+    def __init__(self, store: Store, newest: Mapping[Pair, int], symbols: Mapping[str, str]) -> None:
         """newest: of the pairs that silver has already, the second since 1970 of their newest minute.
 
         symbols: by `source:asset` the symbol that feeds gold, where only one does.
         """
-        self._spark, self._symbols = spark, symbols
+        self._store, self._symbols = store, symbols
         # Gold times from which on the files that are known have all ticks.
         self._floors = {pair: (second + 60) * 1_000_000 for pair, second in newest.items()}
         self._floor = 0
@@ -122,9 +119,9 @@ class Recent:
 
     def _opened(self, file: DataFile) -> pq.ParquetFile:
         if file.size > SMALL_FILE:
-            # A row group's columns lie side by side.
-            return pq.ParquetFile(io.BufferedReader(Opened(self._spark, file.path, file.size), READ_AHEAD))
-        return parquet_file(self._spark, file.path)
+            # A row group's columns lie side by side, so that reading ahead is worth it.
+            return pq.ParquetFile(self._store.open(file.path, file.size))
+        return pq.ParquetFile(io.BytesIO(self._store.read(file.path)))
 
 
 class _Group(NamedTuple):

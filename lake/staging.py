@@ -27,7 +27,9 @@ from lake.store import Store
 from lake.summaries import Pair
 from lake.tables import BRONZE_TICKS, SILVER_QUARANTINE, SILVER_TICKS, Table
 
-# A file has so many records at most, whatever a task is given: so much memory it takes.
+# So many records of a Kafka partition are a task's: more of them keep all cores busy until the end.
+RECORDS_A_TASK = 100_000
+# A file has hardly more records, whatever a task is given: so much memory it takes.
 RECORDS_A_FILE = 200_000
 
 

@@ -1,4 +1,4 @@
-"""Files of the lake's tables, written by whoever has their bytes: a Spark executor's Python, which no JVM helps.
+"""Files of the lake's tables, written and read by Python alone: on an executor no JVM helps it.
 
 On HDFS that is WebHDFS: a file of a small micro-batch takes some 25 ms, one of 20 MB a tenth of a second. `file:` is
 for lakes on one machine, and for tests.
@@ -7,16 +7,22 @@ for lakes on one machine, and for tests.
 from __future__ import annotations
 
 import getpass
+import io
 import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import hdfs
 import requests
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+READ_AHEAD = 1 << 20
 # A NameNode that starts again is back within this time; what takes longer ends the job, which may be started again.
 PATIENCE_SECONDS = 60
 # What WebHDFS answers with where asking again is of no use.
@@ -76,6 +82,20 @@ class Store:
                 # Over what an attempt may have left that failed half-way.
                 client.write(path, data=content, overwrite=True)
 
+    def open(self, url: str, size: int) -> io.BufferedReader:
+        """A file of so many bytes, to be read in parts. Reading raises as `write`."""
+        return io.BufferedReader(_Opened(self, url, size), READ_AHEAD)
+
+    def read(self, url: str, offset: int = 0, length: int | None = None) -> bytes:
+        """What a file holds from an offset on. Raises as `write`, and FileNotFoundError or HdfsError if it is gone."""
+        path = _path(url)
+        if self.scheme == "file":
+            with Path(path).open("rb") as file:
+                file.seek(offset)
+                return file.read(-1 if length is None else length)
+        with _client(self.webhdfs_url, self.user).read(path, offset=offset, length=length) as answer:
+            return bytes(answer.read())
+
     def has(self, url: str) -> bool:
         """Whether there is such a file. Raises as `write`."""
         path = _path(url)
@@ -90,6 +110,32 @@ class Store:
             Path(path).unlink(missing_ok=True)
         else:
             _client(self.webhdfs_url, self.user).delete(path)
+
+
+class _Opened(io.RawIOBase):
+    def __init__(self, store: Store, url: str, size: int) -> None:
+        self._store, self._url, self._size, self._at = store, url, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        with memoryview(buffer) as room:
+            length = min(len(room), self._size - self._at)
+            told = self._store.read(self._url, self._at, length) if length > 0 else b""
+            room[: len(told)] = told
+        self._at += len(told)
+        return len(told)
 
 
 def _path(url: str) -> str:

@@ -295,11 +295,11 @@ def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: S
     lake.claim()
     kept = lake.metadata(SILVER_TICKS)
     seen = Seen.from_json(kept["seen"]) if "seen" in kept else Seen()
+    store = Store.of(settings.lake_root, str(settings.webhdfs_url))
     return Lakehouse(
-        *(spark, settings, lake),
-        store=Store.of(settings.lake_root, str(settings.webhdfs_url)),
+        *(spark, settings, lake, store),
         gaps=gap_rows(spark, lake),
-        gold=Gold(spark, settings.lake_root, lake, gold_rules(settings), seen.minutes, sink=sink),
+        gold=Gold(spark, settings.lake_root, lake, store, gold_rules(settings), seen.minutes, sink=sink),
         seen=seen,
         early=[Gap.from_json(gap) for gap in kept.get("early", [])],
         began=datetime.fromisoformat(kept["at"]) if "at" in kept else EPOCH,

@@ -37,6 +37,7 @@ from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.lease import LakeInUse, Lease
 from lake.rules import DECIDING
 from lake.sinks import Console, PlainParquet, Sink
+from lake.staging import RECORDS_A_TASK
 from lake.store import Store, UnknownStore
 from lake.writer import Fenced
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
@@ -61,6 +62,7 @@ def start(
         # An executor reads a partition only up to what is there: it need not wait for more.
         .option("kafka.fetch.max.wait.ms", "5")
         .option("failOnDataLoss", "true")
+        .option("maxRecordsPerPartition", str(RECORDS_A_TASK))
         .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
         .load()
         .withColumnRenamed("timestamp", "kafka_timestamp")

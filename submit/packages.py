@@ -23,8 +23,8 @@ from conf.settings import PROJECT
 SHIPPED = PROJECT / ".tickhouse" / "ship"
 # What the jobs of a folder import; what those need in turn is found out.
 IMPORTED = {
-    "streaming": ("pydantic", "delta-spark", "hdfs", "kafka-python", "pyarrow"),
-    "batch": ("pydantic", "delta-spark", "hdfs", "pyarrow", "great-expectations"),
+    "streaming": ("pydantic", "delta-spark", "deltalake", "hdfs", "tenacity", "kafka-python", "pyarrow"),
+    "batch": ("pydantic", "delta-spark", "deltalake", "hdfs", "tenacity", "pyarrow", "great-expectations"),
 }
 SHIPPED_BY_SPARK = {"pyspark", "py4j"}
 

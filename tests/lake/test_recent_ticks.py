@@ -14,6 +14,7 @@ from lake.commits import DataFile, TableLog
 from lake.recent_ticks import Recent
 from lake.rules import gold_rules
 from lake.silver import Silver
+from lake.store import Store
 from lake.summaries import to_micros
 from lake.tables import SILVER_TICKS
 from tests.micro_batches import START, lake_in, market, write
@@ -51,7 +52,7 @@ def test_recent_ticks_are_those_that_spark_finds(
         asked.append((of, [(first, first + (last - first) // 3), (last - (last - first) // 3, last)]))
     expected = [list(silver.alert_ticks(*question)) for question in asked]
 
-    recent = Recent(spark, {("b", "x"): begin // 1_000_000}, rules.symbols)
+    recent = Recent(Store.of(settings.lake_root, ""), {("b", "x"): begin // 1_000_000}, rules.symbols)
     log = TableLog(spark, SILVER_TICKS.path(settings.lake_root))
     files = log.files(log.newest())
     recent.add([in_row_groups(file, 20) for file in files] if large else files)
