@@ -92,6 +92,7 @@ def main() -> int:
             # Not conf/: Java makes no archive for a class path with a folder that has files.
             "SPARK_CONF_DIR": f"{folder}/absent",
             "SPARK_LOCAL_IP": "127.0.0.1",
+            "PYSPARK_PYTHON": sys.executable,
             "PYSPARK_SUBMIT_ARGS": f"--properties-file '{PROJECT}/conf/spark-defaults.conf' pyspark-shell",
         }
         spark = (
@@ -100,6 +101,7 @@ def main() -> int:
             .config("spark.driver.extraJavaOptions", f"-XX:ArchiveClassesAtExit={made} -Xlog:cds*=error")
             .config("spark.sql.warehouse.dir", f"file:{folder}/warehouse")
             .config("spark.ui.enabled", "false")
+            .config("spark.executorEnv.PYTHONPATH", str(PROJECT))
             .getOrCreate()
         )
         gateway = SparkContext._gateway

@@ -21,9 +21,9 @@ from packaging.utils import canonicalize_name
 from conf.settings import PROJECT
 
 SHIPPED = PROJECT / ".tickhouse" / "ship"
-# What the jobs of a folder import; what those need in turn is found out.
+# What the jobs of a folder import; what those need in turn is found out. Spark wants pandas for Arrow.
 IMPORTED = {
-    "streaming": ("pydantic", "delta-spark", "deltalake", "hdfs", "tenacity", "kafka-python", "pyarrow"),
+    "streaming": ("pydantic", "delta-spark", "deltalake", "hdfs", "tenacity", "kafka-python", "pyarrow", "pandas"),
     "batch": ("pydantic", "delta-spark", "deltalake", "hdfs", "tenacity", "pyarrow", "great-expectations"),
 }
 SHIPPED_BY_SPARK = {"pyspark", "py4j"}
