@@ -7,6 +7,7 @@ ones. Spark would take half a second to plan the question, and Delta as long to 
 from __future__ import annotations
 
 import io
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -24,7 +25,7 @@ from lake.summaries import Pair, to_micros
 from lake.ticks import feeds
 
 # So many files are remembered: a quarter of an hour of small micro-batches.
-KEPT_FILES = 1_000
+KEPT_FILES = 3_000
 # A file of so many bytes is read in one go; of a larger one only the row groups that are asked for.
 SMALL_FILE = 512 * 1024
 # How many rows are looked at here; more are Spark's work. And how many are kept as they were read.
@@ -42,6 +43,8 @@ class Recent:
         symbols: by `source:asset` the symbol that feeds gold, where only one does.
         """
         self._store, self._symbols = store, symbols
+        # Prices and alerts look at the same time.
+        self._reading = threading.Lock()
         # Gold times from which on the files that are known have all ticks.
         self._floors = {pair: (second + 60) * 1_000_000 for pair, second in newest.items()}
         self._floor = 0
@@ -73,14 +76,15 @@ class Recent:
         def asked(first: int, last: int) -> bool:
             return any(first < end and last > begin for begin, end in ranges)
 
-        wanted = [
-            (file, [number for number, group in enumerate(self._groups_of(file)) if asked(group.first, group.last)])
-            for first, last, file in self._files
-            if asked(first, last)
-        ]
-        if sum(self._groups_of(file)[number].rows for file, numbers in wanted for number in numbers) > MOST_ROWS:
-            return None
-        parts = [table for file, numbers in wanted for table in self._read(file, numbers)]
+        with self._reading:
+            wanted = [
+                (file, [number for number, group in enumerate(self._groups_of(file)) if asked(group.first, group.last)])
+                for first, last, file in self._files
+                if asked(first, last)
+            ]
+            if sum(self._groups_of(file)[number].rows for file, numbers in wanted for number in numbers) > MOST_ROWS:
+                return None
+            parts = [table for file, numbers in wanted for table in self._read(file, numbers)]
         if not parts:
             return []
         rows = pa.concat_tables([part.filter(_within(pairs, ranges)) for part in parts])

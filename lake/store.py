@@ -74,7 +74,7 @@ class Store:
         client = _client(self.webhdfs_url, self.user)
         for attempt in Retrying(
             retry=retry_if_exception(_may_pass),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_exponential_jitter(multiplier=0.2, max=5),
             stop=stop_after_delay(PATIENCE_SECONDS),
             reraise=True,
         ):

@@ -14,9 +14,9 @@ A micro-batch appends its records to bronze, its new valid ticks to silver, the 
 up to date by its ticks' summaries. If the job dies in between, the next one replays the batch: what is there stays,
 the rest is written. SIGTERM and SIGINT end it after the micro-batch in hand.
 
-Exit codes: 0 ended as told, 1 the query failed, 2 a wrong setting, or others than the tables were made by, 3 the
-checkpoint is not that of the lake's tables, or Kafka has no longer what follows bronze, 4 another writer has the lake,
-or has taken it over.
+Exit codes: 0 ended as told, 1 the query failed, 2 a wrong setting, or others than the tables were made by, or tables
+with features of Delta that it cannot write, 3 the checkpoint is not that of the lake's tables, or Kafka has no longer
+what follows bronze, 4 another writer has the lake, or has taken it over.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from hdfs import HdfsError
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
+from requests import RequestException
 
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
+from lake.commits import CannotWrite
 from lake.lease import LakeInUse, Lease
 from lake.rules import DECIDING
 from lake.sinks import Console, PlainParquet, Sink
@@ -94,6 +97,14 @@ def sink_of(spark: SparkSession, wanted: Sequence[str] | None) -> Sink | None:
     return Console() if wanted[0] == "console" else PlainParquet(spark, wanted[1])
 
 
+def unreachable(store: Store, url: str) -> str | None:
+    """What keeps executors from writing where the driver has just written a file; None if nothing does."""
+    try:
+        return None if store.has(url) else f"there is no {url}"
+    except (HdfsError, RequestException) as error:
+        return f"it does not answer ({error})"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(
         __doc__,
@@ -126,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     lease = Lease(spark, settings.lake_root)
     try:
         lease.acquire()
-        if not store.has(lease.url):
+        if complaint := unreachable(store, lease.url):
             logger.error(
-                "webhdfs_url is %s, and there is no %s: it must be WebHDFS of the file system that lake_root is on",
-                *(settings.webhdfs_url, lease.url),
+                "webhdfs_url is %s, and %s: it must be WebHDFS of the file system that lake_root is on",
+                *(settings.webhdfs_url, complaint),
             )
             return USAGE_ERROR
         follows = rebuild(spark, settings) if settings.rebuild else None
@@ -137,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lakehouse = resume(spark, settings, sink)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
         run(start(spark, settings, lakehouse, follows), lakehouse, stop)
-    except SettingsChanged as error:
+    except (SettingsChanged, CannotWrite) as error:
         logger.error("%s", error)
         return USAGE_ERROR
     except (CheckpointError, Expired) as error:

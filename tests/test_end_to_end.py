@@ -33,7 +33,7 @@ from pyspark.sql import functions as F
 
 from conf.settings import PROJECT, Settings
 from lake import writer
-from lake.reader import query
+from lake.reader import NoSuchTable, query
 from lake.register import sql_connection
 from lake.tables import (
     BRONZE_TICKS,
@@ -471,6 +471,18 @@ def test_nothing_listens_beyond_this_machine(request: pytest.FixtureRequest, lak
     listening = {where: command for job in written.jobs for where, command in job.listening.items()}
     assert any("ticks.py" in command for command in listening.values()), "a driver was seen"
     assert beyond_loopback(listening) == {}
+
+
+def test_a_job_whose_executors_could_not_write_ends_before_it_begins(
+    suite: Settings, local_lake: Written, tmp_path: Path
+) -> None:
+    """Where webhdfs_url is not of the lake's file system, which it could not tell from a lost file later."""
+    nowhere = "http://127.0.0.1:1"
+    job = run_job(suite, *streaming(f"{local_lake.root}-nowhere"), "--webhdfs-url", nowhere, log=tmp_path / "log")
+    assert job.exit_code == 2
+    assert f"webhdfs_url is {nowhere}" in job.output
+    with pytest.raises(NoSuchTable):
+        rows_of(f"{local_lake.root}-nowhere", SILVER_TICKS)
 
 
 def test_tables_are_registered_for_sql_once_and_answer(running: Running, local_lake: Written, expected: Lake) -> None:
