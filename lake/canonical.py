@@ -117,8 +117,6 @@ def _ticks(records: pa.Table, fields: pa.Table, future_tolerance_seconds: float)
         _joined(producer, sequence),
         _joined(*(records[name].cast(pa.string()) for name in ("topic", "partition", "offset"))),
     )
-    quantity = fields["quantity"]
-    product = pc.multiply(*(part.cast(pa.decimal256(28, 12)) for part in (fields["price_usd"], quantity)))
     return pa.table(
         {
             "event_id": event_id,
@@ -127,7 +125,7 @@ def _ticks(records: pa.Table, fields: pa.Table, future_tolerance_seconds: float)
             "asset": fields["asset"],
             "quote": fields["quote"],
             "price_usd": fields["price_usd"],
-            "quantity": quantity,
+            "quantity": fields["quantity"],
             "trade_id": fields["trade_id"],
             "trade_epoch": epoch,
             "event_time": event_time,
@@ -138,10 +136,15 @@ def _ticks(records: pa.Table, fields: pa.Table, future_tolerance_seconds: float)
             "kafka_offset": records["offset"],
             "is_future": pc.greater(ahead, round(future_tolerance_seconds * 1_000_000)),
             "event_date": event_time.cast(pa.date32()),
-            # Both are positive: half up.
-            "notional": pc.round(product, 18, "half_towards_infinity").cast(pa.decimal256(51, 18)),
+            "notional": notional(fields["price_usd"], fields["quantity"]),
         }
     )
+
+
+def notional(price: pa.ChunkedArray, quantity: pa.ChunkedArray) -> pa.ChunkedArray:
+    """price * quantity of positive DECIMAL(28,12), half up, as DECIMAL256(51,18)."""
+    product = pc.multiply(*(part.cast(pa.decimal256(28, 12)) for part in (price, quantity)))
+    return pc.round(product, 18, "half_towards_infinity").cast(pa.decimal256(51, 18))
 
 
 def _joined(*parts: pa.ChunkedArray) -> pa.ChunkedArray:

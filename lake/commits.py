@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JJavaError
@@ -67,6 +68,11 @@ class DataFile:
     def size(self) -> int:
         """In bytes."""
         return int(self.add["size"])
+
+    @property
+    def rows(self) -> int:
+        """By its statistics; 0 if they do not tell."""
+        return int(json.loads(self.add.get("stats") or "{}").get("numRecords", 0))
 
     def removed(self) -> Action:
         return {
@@ -154,10 +160,16 @@ class TableLog:
             return False
         return True
 
-    def files(self, version: int) -> list[DataFile]:
-        """All data files of a version."""
-        found = pa.table(DeltaTable(self.path, version=version).get_add_actions()).to_pylist()
-        return [self._known(row) for row in found]
+    def files(self, version: int, times: Sequence[str] = (), since: datetime | None = None) -> list[DataFile]:
+        """The data files of a version; if `since`, without those in which all of these `times` are before it."""
+        found = pa.table(DeltaTable(self.path, version=version).get_add_actions())
+        if since is not None and found.num_rows:
+            highest = [pc.struct_field(found["max"], name) for name in times]
+            before = [
+                pc.fill_null(pc.less(time, pa.scalar(since, pa.timestamp("us", "UTC"))), False) for time in highest
+            ]
+            found = found.filter(pc.invert(reduce(pc.and_, before)))
+        return [self._known(row) for row in found.to_pylist()]
 
     def check_writable(self, version: int) -> None:
         """Raises CannotWrite."""
@@ -209,6 +221,7 @@ class TableLog:
             "path": row["path"],
             "size": row["size_bytes"],
             "partitionValues": {name: str(value) for name, value in (row.get("partition") or {}).items()},
+            "stats": json.dumps({"numRecords": row["num_records"] or 0}),
         }
         lowest, highest = (
             {column: value.isoformat() if isinstance(value, datetime) else value for column, value in told.items()}

@@ -42,7 +42,7 @@ from lake.metrics import (
     rolling_row,
 )
 from lake.parquet import stored
-from lake.recent_ticks import Recent
+from lake.recent_ticks import TIMES, Recent
 from lake.rows import Batch, Rows, alert_rows, current_rows, price_rows, rolling_rows
 from lake.silver import Silver
 from lake.sinks import Sink
@@ -56,6 +56,7 @@ from lake.summaries import (
     bucket_start,
     merge,
     to_micros,
+    to_time,
 )
 from lake.tables import GOLD_PRICE_1M, GOLD_PRICES, SILVER_TICKS
 from lake.writer import LakeWriter
@@ -65,6 +66,8 @@ logger = logging.getLogger(__name__)
 
 # So many buckets of each pair stay in memory; a late tick before them is looked up in silver.
 KEPT_BUCKETS = 900 // BUCKET_SECONDS
+# After a start silver's files are known from so long ago on.
+RECENT_SECONDS = 900
 # A tick that is hours late needs to know what followed it; so much at first, all of it where that is not enough.
 FOLLOWED_BUCKETS = 1800 // BUCKET_SECONDS
 
@@ -76,15 +79,15 @@ class Buckets:
     do not, need not wait for them after a start.
     """
 
-    def __init__(self, silver: Silver, newest: Mapping[Pair, int], began: Silver) -> None:
+    def __init__(self, silver: Silver, newest: Mapping[Pair, int], began: Silver, reach: int) -> None:
         """newest: of the pairs that silver has, the second since 1970 of their newest minute.
 
-        began: silver as it is now, whatever it gets later.
+        began: silver as it is now, whatever it gets later. reach: of how many buckets a look at the last ones needs.
         """
         self._silver, self._began = silver, began
         self._by_pair: dict[Pair, dict[int, Summary]] = defaultdict(dict)
         # From this number on a pair's buckets are all here, once those of `began` are.
-        self._floors = {pair: second // BUCKET_SECONDS - 3 * ROLLED for pair, second in newest.items()}
+        self._floors = {pair: second // BUCKET_SECONDS - 3 * ROLLED - reach for pair, second in newest.items()}
         self._to_be_read = dict(newest)
         self._reading = threading.Lock()
 
@@ -100,7 +103,8 @@ class Buckets:
                 found = self._began.buckets(min(self._floors[pair] for pair in pairs), end, pairs)
                 for pair in pairs:
                     self._add(pair, found.get(pair, {}).items())
-            self._to_be_read = {}
+            # What was read for it is in nobody's way any more.
+            self._to_be_read, self._began = {}, self._silver
 
     def add(self, rows: Iterable[Bucket]) -> None:
         for bucket in rows:
@@ -166,10 +170,13 @@ class Gold:
     ) -> None:
         """newest: of each pair in silver, the second since 1970 of its newest minute."""
         self._spark, self._root, self._writer, self._rules = spark, root, writer, rules
-        self._recent = Recent(store, newest, rules.symbols)
+        since = (max(newest.values()) - RECENT_SECONDS) * 1_000_000 if newest else 0
+        files = writer.files(SILVER_TICKS, TIMES, to_time(since)) if newest else []
+        self._recent, before = (Recent(store, files, since, newest, rules.symbols) for _ in range(2))
         self._silver = Silver.of_lake(spark, root, rules, recent=self._recent)
-        began = Silver.of_lake(spark, root, rules, version=writer.version(SILVER_TICKS))
-        self._buckets = Buckets(self._silver, newest, began)
+        began = Silver.of_lake(spark, root, rules, version=writer.version(SILVER_TICKS), recent=before)
+        self._reach = max(ROLLED, rules.volatility_buckets)
+        self._buckets = Buckets(self._silver, newest, began, self._reach)
         self._prices = {table.name: price_rows(spark, writer, table, sink) for table in GOLD_PRICES}
         self._rolling = rolling_rows(spark, writer, sink)
         self._current = current_rows(spark, writer, rules, sink)
@@ -257,11 +264,12 @@ class Gold:
         """gold.rolling_price of every look at changed buckets, and of those that time has come to."""
         if self._rolling.written(batch):
             return
-        reach = max(ROLLED, self._rules.volatility_buckets)
+        reach = self._reach
         looks: dict[Pair, list[int]] = {}
         for pair, numbers in dirty.items():
             newest = bucket_of(self._buckets.newest_time(pair))
-            looked = self._looked.get(pair, self._buckets.floor(pair))
+            # Below that it would take buckets that are not here; those looks were taken before the start.
+            looked = self._looked.get(pair, self._buckets.floor(pair) + reach)
             changed = {look for number in numbers for look in range(number + 1, number + reach + 1) if look <= newest}
             if looked < newest:
                 known = self._buckets.view({pair: (self._buckets.floor(pair), newest)}, silver_written)[pair]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lake.canonical import notional
 from lake.intervals import Instrument, Interval
 from lake.metrics import Bucket, Newest
 from lake.summaries import BUCKET_SECONDS, Pair, Summary, rank
@@ -63,14 +64,27 @@ def overview(ticks: pa.Table, newest_minutes: Mapping[Pair, int]) -> tuple[Overv
     if not ticks.num_rows:
         return Overview(), pa.array([], pa.bool_())
     ticks = ticks.combine_chunks()
-    names = pc.binary_join_element_wise(
-        *(ticks[name] for name in ("source", "symbol", "asset")), ticks["trade_epoch"].cast(pa.string()), ":"
-    )
-    instrument = names.combine_chunks().dictionary_encode().indices
+    instrument = _instrument(ticks)
     by_bucket, is_late = _buckets(ticks, instrument, newest_minutes)
     runs, repeated = _runs(ticks, instrument)
     sequences, disordered = _sequences(ticks)
     return Overview(by_bucket, runs, sequences, repeated or disordered), is_late
+
+
+def buckets(ticks: pa.Table) -> list[tuple[str, Bucket]]:
+    """The buckets of ticks as of silver.ticks, each with its symbol."""
+    if not ticks.num_rows:
+        return []
+    ticks = ticks.append_column("notional", notional(ticks["price_usd"], ticks["quantity"])).combine_chunks()
+    return _buckets(ticks, _instrument(ticks), {})[0]
+
+
+def _instrument(ticks: pa.Table) -> pa.Array:
+    """A number for each source, symbol, asset and trade_epoch."""
+    names = pc.binary_join_element_wise(
+        *(ticks[name] for name in ("source", "symbol", "asset")), ticks["trade_epoch"].cast(pa.string()), ":"
+    )
+    return names.combine_chunks().dictionary_encode().indices
 
 
 def _buckets(
@@ -167,7 +181,7 @@ def _outer(ticks: Iterable[dict[str, Any]]) -> dict[int, tuple[dict[str, Any], d
 
 
 def _bucket(row: Mapping[str, Any], first: dict[str, Any], last: dict[str, Any], newest: dict[str, Any]) -> Bucket:
-    notional: Decimal | None = row["notional_sum"]
+    whole: Decimal | None = row["notional_sum"]
     summary = Summary(
         tick_count=row["price_count"],
         price_sum=row["price_sum"],
@@ -179,7 +193,7 @@ def _bucket(row: Mapping[str, Any], first: dict[str, Any], last: dict[str, Any],
         close=last["price_usd"],
         close_order=_order(last),
         volume=row["quantity_sum"],
-        notional=None if notional is None or notional >= _NOTIONAL_LIMIT else notional,
+        notional=None if whole is None or whole >= _NOTIONAL_LIMIT else whole,
     )
     pair = (first["source"], first["asset"])
     told = Newest(_newness(newest), newest["price_usd"], newest["gold_time"])

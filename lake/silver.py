@@ -74,6 +74,11 @@ class Silver:
 
     def buckets(self, begin: int, end: int, pairs: Iterable[Pair] | None = None) -> dict[Pair, dict[int, Summary]]:
         """The buckets from one number to before another."""
+        pairs = None if pairs is None else list(pairs)
+        if self._recent and pairs:
+            recent = self._recent.buckets(pairs, (bucket_start(begin), bucket_start(end)))
+            if recent is not None:
+                return recent
         found: dict[Pair, dict[int, Summary]] = defaultdict(dict)
         for row in self.summaries(bucket_start(begin), bucket_start(end), pairs).toLocalIterator():
             bucket = bucket_from(row)

@@ -195,6 +195,11 @@ class LakeWriter:
         spans = self._widened(table, spans)
         return spans, [row for file in self._files_of(table, spans) for row in stored(spark, file.path).to_pylist()]
 
+    def files(self, table: Table, times: Sequence[str], since: datetime) -> list[DataFile]:
+        """The data files of the table, without those in which all of these `times` are before `since`."""
+        written = self._tables[table.qualified_name]
+        return written.log.files(written.version, times, since)
+
     def added_since(self, table: Table, version: int) -> list[DataFile]:
         """The data files that the table has got after a version, and perhaps others."""
         written = self._tables[table.qualified_name]
