@@ -6,7 +6,6 @@ records            RECORD: key, value, topic, partition, offset, kafka_timestamp
 -> valid_ticks     silver.ticks without is_late
 -> first_deliveries  without those that lake.seen has seen
 quarantined        silver.quarantine
-bronze             bronze.ticks
 
 This is the general way, which takes any record. Of the stream's records nearly all go the short one (lake.canonical);
 what is left comes here. The two give the same ticks; the proof knows this way only.
@@ -21,7 +20,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from lake.gaps import is_report, report
-from lake.tables import BRONZE_TICKS, PRICE, SILVER_QUARANTINE, SILVER_TICKS
+from lake.tables import PRICE, SILVER_QUARANTINE, SILVER_TICKS
 
 RECORD = ("key", "value", "topic", "partition", "offset", "kafka_timestamp")
 REQUIRED = ("timestamp", "asset", "price_usd")
@@ -199,13 +198,6 @@ def _quoted(name: str, complaint: str) -> Column:
     return F.concat(F.lit(f"{name} "), F.substring(F.col(name), 1, 64), F.lit(f" {complaint}"))
 
 
-def bronze(records: DataFrame, at: datetime) -> DataFrame:
-    """bronze.ticks: the records as delivered."""
-    return records.select(*RECORD, F.lit(at).alias("ingested_at"), F.lit(at.date()).alias("ingest_date")).select(
-        *BRONZE_TICKS.column_names
-    )
-
-
 def quarantined(judged_records: DataFrame, at: datetime) -> DataFrame:
     """silver.quarantine: the records that break a rule."""
     return (
@@ -271,10 +263,6 @@ def gap_reports(judged_records: DataFrame, gaps_topic: str) -> DataFrame:
 def gold_time() -> Column:
     """The time that windows go by: the venue's, or the receipt where the venue's clock runs ahead."""
     return F.when(F.col("is_future"), F.col("received_at")).otherwise(F.col("event_time"))
-
-
-def minute(time: Column) -> Column:
-    return F.date_trunc("minute", time)
 
 
 def feeds(gold_symbols: Mapping[str, str], pair: tuple[str, str], symbol: str) -> bool:

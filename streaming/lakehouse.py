@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from conf.settings import Settings
 from lake.commits import DataFile
 from lake.files import content
-from lake.gaps import Gap, reconciled
+from lake.gaps import Gap, reconciled, unfilled
 from lake.gold import Gold
 from lake.intervals import Instrument, holes
 from lake.rows import Batch, Rows, gap_rows
@@ -223,7 +223,7 @@ class Lakehouse:
             instrument: holes(seen.instruments.get(instrument, ()), seen.rejected.get(instrument, ()))
             for instrument in instruments
         }
-        known = {gap_id: gap for gap_id, gap in self.gaps.load([0])[0].items() if gap.status != "filled"}
+        known = unfilled(self.gaps.load([0])[0].values())
         changed = {gap.gap_id: gap for gap in reconciled(known, missing, said, batch.at)}
         if changed:
             self.gaps.update(batch, [0], lambda _, rows: rows.update(changed))
