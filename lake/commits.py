@@ -10,9 +10,12 @@ depends on the table's features: only tables with none but FEATURES are written.
 from __future__ import annotations
 
 import json
+import logging
 import re
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property, reduce
@@ -27,6 +30,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from lake.files import is_a
 from lake.parquet import EncodedFile
+
+logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9]{20}\.json")
 # Table features that a writer here honours: it only appends where rows may only be appended, it checks for null what
@@ -162,7 +167,7 @@ class TableLog:
 
     def files(self, version: int, times: Sequence[str] = (), since: datetime | None = None) -> list[DataFile]:
         """The data files of a version; if `since`, without those in which all of these `times` are before it."""
-        found = pa.table(DeltaTable(self.path, version=version).get_add_actions())
+        found = answered(lambda: pa.table(DeltaTable(self.path, version=version).get_add_actions()))
         if since is not None and found.num_rows:
             highest = [pc.struct_field(found["max"], name) for name in times]
             before = [
@@ -173,7 +178,7 @@ class TableLog:
 
     def check_writable(self, version: int) -> None:
         """Raises CannotWrite."""
-        protocol = DeltaTable(self.path, version=version).protocol()
+        protocol = answered(lambda: DeltaTable(self.path, version=version).protocol())
         features = set(protocol.writer_features or ())
         if protocol.min_writer_version > 2 and (protocol.min_writer_version < 7 or features - FEATURES):
             raise CannotWrite(
@@ -184,7 +189,8 @@ class TableLog:
 
     def property(self, name: str) -> str | None:
         """A property of the table."""
-        return DeltaTable(self.path).metadata().configuration.get(name)
+        value: str | None = answered(lambda: DeltaTable(self.path).metadata().configuration.get(name))
+        return value
 
     def write(self, rows: DataFrame) -> list[DataFile]:
         """Write rows into new data files, by Spark; they belong to the table once they are committed."""
@@ -208,10 +214,17 @@ class TableLog:
         return DataFile(add, f"{self.path}/{add['path']}", lowest, highest)
 
     def checkpoint(self) -> None:
-        """Write the newest version's state as one file, and delete log files that nobody needs any more."""
-        table = DeltaTable(self.path)
-        table.create_checkpoint()
-        table.cleanup_metadata()
+        """Write the newest version's state as one file, and delete log files that nobody needs any more.
+
+        Raises DeltaError and TimeoutError.
+        """
+
+        def write() -> None:
+            table = DeltaTable(self.path)
+            table.create_checkpoint()
+            table.cleanup_metadata()
+
+        answered(write, tries=1)
 
     def _file(self, version: int) -> JavaObject:
         return self._names.path(self._folder, f"{version:020d}.json")
@@ -228,6 +241,29 @@ class TableLog:
             for told in (row.get("min") or {}, row.get("max") or {})
         )
         return DataFile(add, f"{self.path}/{row['path']}", lowest, highest)
+
+
+def answered(ask: Callable[[], Any], tries: int = 3, seconds: float = 30.0) -> Any:
+    """What a question to deltalake gives. Raises what it raises, and TimeoutError if it never answers.
+
+    Of some hundreds of questions to HDFS one was seen to wait for ever inside the library, while
+    other processes had their answers at once.
+    """
+    for number in range(1, tries + 1):
+        answer: Future[Any] = Future()
+        threading.Thread(target=_answer, args=(ask, answer), name="deltalake", daemon=True).start()
+        try:
+            return answer.result(seconds)
+        except TimeoutError:
+            logger.warning("deltalake does not answer for %g s (%d of %d)", seconds, number, tries)
+    raise TimeoutError(f"deltalake has not answered {tries} times, {seconds:g} s each: start the job again")
+
+
+def _answer(ask: Callable[[], Any], answer: Future[Any]) -> None:
+    try:
+        answer.set_result(ask())
+    except Exception as error:  # noqa: BLE001 - raised where it was asked
+        answer.set_exception(error)
 
 
 def metadata_of(actions: Sequence[Action]) -> dict[str, Any]:

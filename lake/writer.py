@@ -305,7 +305,7 @@ class LakeWriter:
     def _checkpoint(log: TableLog) -> None:
         try:
             log.checkpoint()
-        except DeltaError:
+        except (DeltaError, TimeoutError):
             logger.exception("%s: no checkpoint of the log, until %d commits later", log.path, CHECKPOINT_EVERY)
 
 
