@@ -84,7 +84,7 @@ def stage(records: DataFrame, plan: Plan) -> Staged:
     """Stage records (lake.ticks.RECORD) on the executors; runs a Spark job."""
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return tasks_part(batches, plan)
+        return stage_part(batches, plan)
 
     staged = Staged()
     for row in records.mapInArrow(task, "staged BINARY").collect():
@@ -92,7 +92,7 @@ def stage(records: DataFrame, plan: Plan) -> Staged:
     return staged
 
 
-def tasks_part(batches: Iterable[pa.RecordBatch], plan: Plan) -> Iterator[pa.RecordBatch]:
+def stage_part(batches: Iterable[pa.RecordBatch], plan: Plan) -> Iterator[pa.RecordBatch]:
     """What one task does: its records in, one pickled Staged out."""
     # The other cores have tasks of their own.
     pa.set_cpu_count(1)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import getpass
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import hdfs
@@ -26,7 +27,12 @@ READ_AHEAD = 1 << 20
 # A NameNode that starts again is back within this time; what takes longer ends the job, which may be started again.
 PATIENCE_SECONDS = 60
 # What WebHDFS answers with where asking again is of no use.
-FINAL = ("AccessControlException", "QuotaExceededException", "InvalidPathException", "SecurityException")
+FINAL = (
+    *("AccessControlException", "QuotaExceededException", "InvalidPathException", "SecurityException"),
+    "FileNotFoundException",
+)
+
+Answer = TypeVar("Answer")
 
 
 class UnknownStore(ValueError):
@@ -38,6 +44,17 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, hdfs.HdfsError):
         return not any(name in str(error) or name == error.exception for name in FINAL)
     return isinstance(error, requests.ConnectionError | requests.Timeout)
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """What WebHDFS answers; it is asked again for a minute while it does not, or says that it cannot yet."""
+    asking = Retrying(
+        retry=retry_if_exception(_may_pass),
+        wait=wait_exponential_jitter(multiplier=0.2, max=5),
+        stop=stop_after_delay(PATIENCE_SECONDS),
+        reraise=True,
+    )
+    return asking(ask)
 
 
 @cache
@@ -72,15 +89,8 @@ class Store:
             Path(path).write_bytes(content)
             return
         client = _client(self.webhdfs_url, self.user)
-        for attempt in Retrying(
-            retry=retry_if_exception(_may_pass),
-            wait=wait_exponential_jitter(multiplier=0.2, max=5),
-            stop=stop_after_delay(PATIENCE_SECONDS),
-            reraise=True,
-        ):
-            with attempt:
-                # Over what an attempt may have left that failed half-way.
-                client.write(path, data=content, overwrite=True)
+        # Over what an attempt may have left that failed half-way.
+        _patiently(lambda: client.write(path, data=content, overwrite=True))
 
     def open(self, url: str, size: int) -> io.BufferedReader:
         """A file of so many bytes, to be read in parts. Reading raises as `write`."""
@@ -93,11 +103,16 @@ class Store:
             with Path(path).open("rb") as file:
                 file.seek(offset)
                 return file.read(-1 if length is None else length)
-        with _client(self.webhdfs_url, self.user).read(path, offset=offset, length=length) as answer:
-            return bytes(answer.read())
+        client = _client(self.webhdfs_url, self.user)
+
+        def answer() -> bytes:
+            with client.read(path, offset=offset, length=length) as told:
+                return bytes(told.read())
+
+        return _patiently(answer)
 
     def has(self, url: str) -> bool:
-        """Whether there is such a file. Raises as `write`."""
+        """Whether there is such a file, as WebHDFS says at once. Raises HdfsError or requests.RequestException."""
         path = _path(url)
         if self.scheme == "file":
             return Path(path).exists()
@@ -109,7 +124,8 @@ class Store:
         if self.scheme == "file":
             Path(path).unlink(missing_ok=True)
         else:
-            _client(self.webhdfs_url, self.user).delete(path)
+            client = _client(self.webhdfs_url, self.user)
+            _patiently(lambda: client.delete(path))
 
 
 class _Opened(io.RawIOBase):

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,10 +119,12 @@ class LakeWriter:
         self.epoch = 1 + max(
             self._newest(log, "epoch", version).get("epoch", 0) for log, version in zip(logs, newest, strict=True)
         )
+        # Of all tables, before one is claimed.
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(TableLog.check_writable, logs, newest))
         for log, seen in zip(logs, newest, strict=True):
             version = seen + 1
             # With what was kept there last, which is then never further back than the log goes.
-            log.check_writable(seen)
             while not log.put(version, self._claim_of(log, version), application=(APPLICATION, self.epoch)):
                 # The last commits of the writer before, or another one that claims the lake.
                 epoch = log.metadata(version).get("epoch", 0)
@@ -291,6 +294,9 @@ class LakeWriter:
         written = self._tables[table.qualified_name]
         metadata = {"epoch": self.epoch, **metadata}
         while not written.log.put(written.version + 1, metadata, added, removed, (APPLICATION, self.epoch)):
+            if written.log.metadata(written.version + 1) == json.loads(json.dumps(metadata)):
+                # It is this very commit, of which only the answer was lost.
+                break
             self._catch_up(table)
             if as_known:
                 raise Changed(f"{table.qualified_name} was changed at the same time")

@@ -57,6 +57,8 @@ def test_what_hdfs_forbids_is_not_tried_again(
     assert stranger.user == "nobody-in-particular"
     with pytest.raises(hdfs.HdfsError, match="Permission denied"):
         stranger.write(f"{suite.lake_root.rpartition('/')[0]}/not-yours", b"")
+    with pytest.raises(hdfs.HdfsError, match="not found"):
+        stranger.read(f"{suite.lake_root}-store/none")
     assert waits == []
 
 
@@ -68,6 +70,11 @@ def test_what_does_not_answer_is_tried_again_for_a_minute(monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="refused"):
         Store.of("hdfs://127.0.0.1:1/lake", "http://127.0.0.1:1").write("hdfs://127.0.0.1:1/lake/file", b"")
     assert len(waits) > 2
+    for ask in (Store.read, Store.delete):
+        waits.clear()
+        with pytest.raises(OSError, match="refused"):
+            ask(Store.of("hdfs://127.0.0.1:1/lake", "http://127.0.0.1:1"), "hdfs://127.0.0.1:1/lake/file")
+        assert len(waits) > 2
 
 
 def test_other_stores_are_refused_by_name() -> None:

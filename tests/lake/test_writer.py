@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from delta.tables import DeltaTable
@@ -168,6 +169,27 @@ def test_what_maintenance_has_moved_meanwhile_is_read_again(spark: SparkSession,
     DeltaTable.forPath(spark, COUNTS.path(root)).optimize().executeCompaction()
     writer.append(counts(spark, c=1), COUNTS, query="q", batch=3)
     assert stored(spark, root) == [("a", 2), ("b", 5), ("c", 1)]
+
+
+def test_a_commit_of_which_only_the_answer_was_lost_is_not_made_again(
+    spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the NameNode dies after the rename and the client asks it again: it says that the file is there."""
+    first = claimed(spark, root)
+    fold(spark, first, 0, a=1)
+    before, real = first.version(COUNTS), TableLog.put
+
+    def lost(log: TableLog, *told: Any, **more: Any) -> bool:
+        real(log, *told, **more)
+        return False
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(TableLog, "put", lost)
+        fold(spark, first, 1, a=10)
+        first.append(counts(spark, b=5), COUNTS, query="q", batch=2)
+    assert first.version(COUNTS) == before + 2
+    fold(spark, first, 3, a=100)
+    assert stored(spark, root) == [("a", 111), ("b", 5)]
 
 
 def test_a_table_with_features_of_delta_that_are_unknown_here_is_left_alone(spark: SparkSession, root: str) -> None:
