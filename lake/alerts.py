@@ -14,9 +14,11 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-from lake.summaries import BUCKET_SECONDS, Pair, Summary
+from lake.summaries import BUCKET_SECONDS, EXACT, Pair, Summary
 
 MICROS = 1_000_000
+_minus, _times = EXACT.subtract, EXACT.multiply
+_2, _200 = Decimal(2), Decimal(200)
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ class Episodes:
 
     def __init__(self, pair: Pair, rule: Rule, last_closed_at: int | None = None) -> None:
         self._pair = pair
-        self._threshold = rule.threshold
-        self._small = Decimal(rule.threshold_pct) / 200
+        self._threshold_pct = rule.threshold_pct
         self._window = rule.window_seconds * MICROS
         self._cooldown = rule.cooldown_seconds * MICROS
         self.last_closed_at = last_closed_at
@@ -81,7 +82,8 @@ class Episodes:
         # Those of the newest instant: they are not before each other.
         self._newest: list[AlertTick] = []
         self.open: Alert | None = None
-        self._peak = Fraction(0)
+        # The open episode's largest change: a difference of prices, and the price that it is against.
+        self._peak = Decimal(0), Decimal(1)
 
     def add(self, tick: AlertTick) -> Alert | None:
         """The episode that this tick opens, changes or closes, if it does one of these."""
@@ -90,24 +92,22 @@ class Episodes:
         if not self._lows:
             return self.close(tick.time) if self.open else None
         low, high = self._lows[0], self._highs[0]
-        # Most ticks of most windows: their change is far too small, by exact and cheap arithmetic.
-        if (
-            self.open is None
-            and (high.price - low.price) <= self._small * low.price
-            and low.price <= tick.price <= high.price
-        ):
-            return None
-        up, down = Fraction(tick.price) / Fraction(low.price) - 1, 1 - Fraction(tick.price) / Fraction(high.price)
-        change, reference, direction = (up, low, "up") if up >= down else (down, high, "down")
+        rise, fall = _minus(tick.price, low.price), _minus(high.price, tick.price)
+        if _times(rise, high.price) >= _times(fall, low.price):
+            change, against, reference, direction = rise, low.price, low, "up"
+        else:
+            change, against, reference, direction = fall, high.price, high, "down"
+        # Changes as products instead of quotients: exact, and quick.
+        change_by_200, threshold = _times(change, _200), _times(self._threshold_pct, against)
         if self.open:
-            if change < self._threshold / 2:
+            if change_by_200 < threshold:
                 return self.close(tick.time)
-            if change > self._peak:
-                self._peak = change
-                self.open = replace(self.open, peak_change_pct=float(100 * change))
+            if _times(change, self._peak[1]) > _times(self._peak[0], against):
+                self._peak = change, against
+                self.open = replace(self.open, peak_change_pct=_percent(change, against))
                 return self.open
-        elif change > self._threshold and not self._cooling(tick.time):
-            self._peak = change
+        elif change_by_200 > _times(_2, threshold) and not self._cooling(tick.time):
+            self._peak = change, against
             source, asset = self._pair
             self.open = Alert(
                 alert_id=f"{source}:{asset}:{direction}:{tick.event_id}",
@@ -118,7 +118,7 @@ class Episodes:
                 reference_price=reference.price,
                 reference_time=reference.time,
                 trigger_price=tick.price,
-                peak_change_pct=float(100 * change),
+                peak_change_pct=_percent(change, against),
             )
             return self.open
         return None
@@ -147,6 +147,10 @@ class Episodes:
         for extremes in (self._lows, self._highs):
             while extremes and extremes[0].time < time - self._window:
                 extremes.popleft()
+
+
+def _percent(change: Decimal, against: Decimal) -> float:
+    return float(100 * Fraction(change) / Fraction(against))
 
 
 class Stretch(NamedTuple):

@@ -14,12 +14,13 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property, reduce
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +28,7 @@ from deltalake import DeltaTable
 from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
 
 from lake.files import is_a
 from lake.parquet import EncodedFile
@@ -37,6 +39,8 @@ _COMMIT = re.compile(r"[0-9]{20}\.json")
 # Table features that a writer here honours: it only appends where rows may only be appended, it checks for null what
 # must not be null, and there are no other constraints in lake.tables.
 FEATURES = {"appendOnly", "invariants"}
+# What says of a table that it has these and no others.
+PROTOCOL = {"minReaderVersion": 1, "minWriterVersion": 2}
 
 Action = dict[str, Any]
 
@@ -131,6 +135,33 @@ class TableLog:
         """What a commit was given as metadata; empty if it was given none of ours."""
         return metadata_of(self.actions(version))
 
+    def create(
+        self, description: str, schema: StructType, partitioned_by: Sequence[str], properties: Mapping[str, str]
+    ) -> bool:
+        """Create the table, without rows, as version 0; False if there is one."""
+        told = {
+            "timestamp": _now(),
+            "operation": "CREATE TABLE",
+            "operationParameters": {
+                "isManaged": "false",
+                "description": description,
+                "partitionBy": json.dumps(partitioned_by),
+                "properties": json.dumps(properties),
+            },
+            "isBlindAppend": True,
+        }
+        metadata = {
+            "id": str(uuid4()),
+            "description": description,
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": schema.json(),
+            "partitionColumns": partitioned_by,
+            "configuration": properties,
+            "createdTime": _now(),
+        }
+        self._files.mkdirs(self._folder)
+        return self._put(0, [{"commitInfo": told}, {"metaData": metadata}, {"protocol": PROTOCOL}])
+
     def put(
         self,
         version: int,
@@ -152,6 +183,10 @@ class TableLog:
         if application:
             name, epoch = application
             actions.append({"txn": {"appId": name, "version": epoch, "lastUpdated": _now()}})
+        return self._put(version, actions)
+
+    def _put(self, version: int, actions: Iterable[Action]) -> bool:
+        """Make a commit of these actions; False if the version is taken."""
         lines = self._names.array_list()
         for action in actions:
             lines.add(json.dumps(action))

@@ -82,10 +82,12 @@ class Recent:
         if rows is None:
             return None
         by_order = pc.sort_indices(rows, [(name, "ascending", "at_start") for name in ORDER])
+        names = ("source", "asset", "symbol", "gold_time", "price_usd", "event_id")
+        columns = [rows[name].take(by_order).to_pylist() for name in names]
         return [
-            ((row["source"], row["asset"]), AlertTick(row["gold_time"], row["price_usd"], row["event_id"]))
-            for row in rows.take(by_order).to_pylist()
-            if feeds(self._symbols, (row["source"], row["asset"]), row["symbol"])
+            ((source, asset), AlertTick(*tick))
+            for source, asset, symbol, *tick in zip(*columns, strict=True)
+            if feeds(self._symbols, (source, asset), symbol)
         ]
 
     def buckets(self, pairs: Collection[Pair], time: Range) -> dict[Pair, dict[int, Summary]] | None:

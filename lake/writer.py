@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from delta.tables import DeltaTable
 from deltalake.exceptions import DeltaError
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructField, StructType
 
 from lake.commits import Action, DataFile, TableLog, added_by, metadata_of, redefines, removed_by
 from lake.parquet import arrow_table, encoded_file, stored
@@ -56,18 +56,20 @@ class Changed(RuntimeError):
 
 def create_table(spark: SparkSession, table: Table, root: str, properties: Mapping[str, str] | None = None) -> None:
     """Create the table under root if it is absent, with its comments, partitions and properties."""
-    if TableLog(spark, table.path(root)).newest() >= 0:
+    log = TableLog(spark, table.path(root))
+    if log.newest() >= 0:
         return
-    builder = DeltaTable.createIfNotExists(spark).location(table.path(root)).comment(table.comment)
-    for column in table.columns:
-        builder = builder.addColumn(column.name, column.type, nullable=column.nullable, comment=column.comment)
-    if table.partitioned_by:
-        builder = builder.partitionedBy(*table.partitioned_by)
+    told = {**table.properties, **(properties or {}), "tickhouse.key": ",".join(table.key)}
     if table.statistics:
-        builder = builder.property("delta.dataSkippingStatsColumns", ",".join(table.statistics))
-    for name, value in {**table.properties, **(properties or {})}.items():
-        builder = builder.property(name, value)
-    builder.property("tickhouse.key", ",".join(table.key)).execute()
+        told["delta.dataSkippingStatsColumns"] = ",".join(table.statistics)
+    log.create(table.comment, _schema(table), table.partitioned_by, told)
+
+
+def _schema(table: Table) -> StructType:
+    parsed = StructType.fromDDL(table.schema)
+    assert isinstance(parsed, StructType)
+    types = zip(table.columns, parsed, strict=True)
+    return StructType([StructField(c.name, p.dataType, c.nullable, {"comment": c.comment}) for c, p in types])
 
 
 def append(rows: DataFrame, table: Table, root: str) -> None:

@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from lake import lease
 from lake.commits import CannotWrite, TableLog, answered
 from lake.lease import LakeInUse, Lease
-from lake.tables import Column, Table
+from lake.tables import BRONZE_TICKS, GOLD_PRICE_1M, Column, Table
 from lake.writer import Changed, Fenced, LakeWriter, append, create_table
 
 COUNTS = Table(
@@ -289,6 +289,27 @@ def test_a_table_tells_what_its_columns_mean_and_is_made_once(spark: SparkSessio
     assert (detail["description"], detail["properties"]["tickhouse.key"]) == ("How many of each", "name")
     schema = spark.read.format("delta").load(COUNTS.path(root)).schema
     assert [field.metadata["comment"] for field in schema] == ["what", "many"]
+
+
+@pytest.mark.parametrize("table", [BRONZE_TICKS, GOLD_PRICE_1M], ids=lambda table: str(table.qualified_name))
+def test_a_table_is_as_delta_would_have_made_it(spark: SparkSession, root: str, table: Table) -> None:
+    create_table(spark, table, root, {"made": "here"})
+    builder = DeltaTable.create(spark).location(f"{root}/by_delta").comment(table.comment)
+    for column in table.columns:
+        builder = builder.addColumn(column.name, column.type, nullable=column.nullable, comment=column.comment)
+    builder = builder.partitionedBy(*table.partitioned_by).property("tickhouse.key", ",".join(table.key))
+    for name, value in {**table.properties, "made": "here"}.items():
+        builder = builder.property(name, value)
+    builder.property("delta.dataSkippingStatsColumns", ",".join(table.statistics)).execute()
+    told = ["format", "description", "partitionColumns", "properties", "minReaderVersion", "minWriterVersion"]
+    ours, deltas = (
+        (
+            spark.read.format("delta").load(path).schema,
+            DeltaTable.forPath(spark, path).detail().select(*told, "tableFeatures", "numFiles").first(),
+        )
+        for path in (table.path(root), f"{root}/by_delta")
+    )
+    assert ours == deltas
 
 
 def test_a_question_that_is_never_answered_is_asked_again_and_then_an_error() -> None:
