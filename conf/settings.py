@@ -217,7 +217,7 @@ class Settings(BaseModel):
 
     # Streaming
     trigger_seconds: float = Field(0.0, ge=0, le=3_600, description="least time between micro-batches; 0: at once")
-    max_offsets_per_trigger: Count = Field(500_000, description="records in a micro-batch at most")
+    max_offsets_per_trigger: Count = Field(1_000_000, description="records in a micro-batch at most")
     rebuild: bool = Field(
         False,
         description="make silver and gold anew from bronze first, with a new checkpoint after bronze's last record",

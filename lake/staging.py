@@ -29,8 +29,12 @@ from lake.tables import BRONZE_TICKS, SILVER_QUARANTINE, SILVER_TICKS, Table
 
 # So many records of a Kafka partition are a task's: more of them keep all cores busy until the end.
 RECORDS_A_TASK = 100_000
-# A file has hardly more records, whatever a task is given: so much memory it takes.
+# A file has hardly more records, or bytes of them, whatever a task is given: so much memory it takes.
 RECORDS_A_FILE = 200_000
+BYTES_A_FILE = 128 << 20
+# So many records are looked at together, which is quicker than a few at a time.
+RECORDS_A_LOOK = 10_000
+BYTES_A_LOOK = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,26 @@ def stage_part(batches: Iterable[pa.RecordBatch], plan: Plan) -> Iterator[pa.Rec
     pa.set_cpu_count(1)
     staged, waiting = Staged(), _Parts(plan)
     with ThreadPoolExecutor(2) as threads:
-        for batch in batches:
-            if batch.num_rows:
-                waiting.add(pa.Table.from_batches([batch]))
-            if waiting.records >= RECORDS_A_FILE:
+        for records in _joined(batches):
+            waiting.add(records)
+            if waiting.records >= RECORDS_A_FILE or waiting.bytes >= BYTES_A_FILE:
                 staged.add(waiting.written(threads))
                 waiting = _Parts(plan)
         if waiting.records:
             staged.add(waiting.written(threads))
     yield pa.record_batch({"staged": pa.array([pickle.dumps(staged)], pa.binary())})
+
+
+def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Some batches at a time, none without records."""
+    joined: list[pa.RecordBatch] = []
+    for batch in batches:
+        joined.append(batch)
+        if sum(b.num_rows for b in joined) >= RECORDS_A_LOOK or sum(b.nbytes for b in joined) >= BYTES_A_LOOK:
+            yield pa.Table.from_batches(joined)
+            joined = []
+    if any(batch.num_rows for batch in joined):
+        yield pa.Table.from_batches(joined)
 
 
 class _Parts:
@@ -117,7 +132,7 @@ class _Parts:
         self._records: list[pa.Table] = []
         self._ticks: list[pa.Table] = []
         self._odd: list[pa.Table] = []
-        self.records = 0
+        self.records = self.bytes = 0
 
     def add(self, records: pa.Table) -> None:
         parsed = canonical(records, self._plan.other_topics, self._plan.future_tolerance_seconds)
@@ -125,6 +140,7 @@ class _Parts:
         self._ticks.append(parsed.ticks)
         self._odd.append(parsed.odd)
         self.records += records.num_rows
+        self.bytes += records.nbytes
 
     def written(self, threads: ThreadPoolExecutor) -> Staged:
         plan, staged = self._plan, Staged(self.records)

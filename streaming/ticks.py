@@ -64,6 +64,9 @@ def start(
         .option("startingOffsets", json.dumps(follows) if follows else "earliest")
         # An executor reads a partition only up to what is there: it need not wait for more.
         .option("kafka.fetch.max.wait.ms", "5")
+        # After each poll Spark moves the reader about to see what the partition has, and what was fetched, and not
+        # polled yet, is fetched again.
+        .option("kafka.max.poll.records", "100000")
         .option("failOnDataLoss", "true")
         .option("maxRecordsPerPartition", str(RECORDS_A_TASK))
         .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
