@@ -10,12 +10,9 @@ depends on the table's features: only tables with none but FEATURES are written.
 from __future__ import annotations
 
 import json
-import logging
 import re
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property, reduce
@@ -30,10 +27,9 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
+from lake.answers import answered
 from lake.files import is_a
 from lake.parquet import EncodedFile
-
-logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9]{20}\.json")
 # Table features that a writer here honours: it only appends where rows may only be appended, it checks for null what
@@ -276,29 +272,6 @@ class TableLog:
             for told in (row.get("min") or {}, row.get("max") or {})
         )
         return DataFile(add, f"{self.path}/{row['path']}", lowest, highest)
-
-
-def answered(ask: Callable[[], Any], tries: int = 3, seconds: float = 30.0) -> Any:
-    """What a question to deltalake gives. Raises what it raises, and TimeoutError if it never answers.
-
-    Of some hundreds of questions to HDFS one was seen to wait for ever inside the library, while
-    other processes had their answers at once.
-    """
-    for number in range(1, tries + 1):
-        answer: Future[Any] = Future()
-        threading.Thread(target=_answer, args=(ask, answer), name="deltalake", daemon=True).start()
-        try:
-            return answer.result(seconds)
-        except TimeoutError:
-            logger.warning("deltalake does not answer for %g s (%d of %d)", seconds, number, tries)
-    raise TimeoutError(f"deltalake has not answered {tries} times, {seconds:g} s each: start the job again")
-
-
-def _answer(ask: Callable[[], Any], answer: Future[Any]) -> None:
-    try:
-        answer.set_result(ask())
-    except Exception as error:  # noqa: BLE001 - raised where it was asked
-        answer.set_exception(error)
 
 
 def metadata_of(actions: Sequence[Action]) -> dict[str, Any]:

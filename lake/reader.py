@@ -11,6 +11,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
+from lake.answers import answered
 from lake.tables import GOLD_PRICE_1M, GOLD_TOP_MOVERS, TABLES, TOP_MOVERS, Table
 
 
@@ -19,9 +20,9 @@ class NoSuchTable(LookupError):
 
 
 def open_table(root: str, table: Table) -> DeltaTable:
-    """The newest version of a table under a lake's root. Raises NoSuchTable."""
+    """The newest version of a table under a lake's root. Raises NoSuchTable, and TimeoutError after 90 s."""
     try:
-        return DeltaTable(table.path(root))
+        return answered(lambda: DeltaTable(table.path(root)))
     except TableNotFoundError:
         raise NoSuchTable(f"{table.qualified_name} is not in the lake {root}") from None
 

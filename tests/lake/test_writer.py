@@ -14,7 +14,7 @@ from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 
 from lake import lease
-from lake.commits import CannotWrite, TableLog, answered
+from lake.commits import CannotWrite, TableLog
 from lake.lease import LakeInUse, Lease
 from lake.tables import BRONZE_TICKS, GOLD_PRICE_1M, Column, Table
 from lake.writer import Changed, Fenced, LakeWriter, append, create_table
@@ -310,21 +310,3 @@ def test_a_table_is_as_delta_would_have_made_it(spark: SparkSession, root: str, 
         for path in (table.path(root), f"{root}/by_delta")
     )
     assert ours == deltas
-
-
-def test_a_question_that_is_never_answered_is_asked_again_and_then_an_error() -> None:
-    """A start that waits for ever would be worse than one that fails."""
-    never, asked = threading.Event(), []
-
-    def answers_the_second_time() -> str:
-        asked.append(1)
-        if len(asked) == 1:
-            never.wait()
-        return "an answer"
-
-    assert answered(answers_the_second_time, seconds=0.5) == "an answer"
-    with pytest.raises(TimeoutError, match="2 times"):
-        answered(never.wait, tries=2, seconds=0.1)
-    with pytest.raises(ZeroDivisionError):
-        answered(lambda: 1 // 0)
-    never.set()

@@ -1,0 +1,27 @@
+"""deltalake was seen to wait for ever: no start and no reader may."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from lake.answers import answered
+
+
+def test_a_question_that_is_never_answered_is_asked_again_and_then_an_error() -> None:
+    """A start that waits for ever would be worse than one that fails."""
+    never, asked = threading.Event(), []
+
+    def answers_the_second_time() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            never.wait()
+        return "an answer"
+
+    assert answered(answers_the_second_time, seconds=0.5) == "an answer"
+    with pytest.raises(TimeoutError, match="2 times"):
+        answered(never.wait, tries=2, seconds=0.1)
+    with pytest.raises(ZeroDivisionError):
+        answered(lambda: 1 // 0)
+    never.set()
