@@ -207,16 +207,18 @@ class TableLog:
             found = found.filter(pc.invert(reduce(pc.and_, before)))
         return [self._known(row) for row in found.to_pylist()]
 
-    def check_writable(self, version: int) -> None:
-        """Raises CannotWrite."""
-        protocol = answered(lambda: DeltaTable(self.path, version=version).protocol())
-        features = set(protocol.writer_features or ())
-        if protocol.min_writer_version > 2 and (protocol.min_writer_version < 7 or features - FEATURES):
-            raise CannotWrite(
-                f"{self.path} has features of Delta that the streaming job cannot write: writer version "
-                f"{protocol.min_writer_version}, {', '.join(sorted(features - FEATURES)) or 'no list of features'}. "
-                "Drop them (ALTER TABLE ... DROP FEATURE), or let --rebuild fill another lake_root."
-            )
+    def check_writable(self, actions: Iterable[Action]) -> bool:
+        """Whether a commit of these actions says what the table asks of its writers. Raises CannotWrite."""
+        for told in _of_kind(actions, "protocol"):
+            version, features = told["minWriterVersion"], set(told.get("writerFeatures") or ())
+            if version > 2 and (version < 7 or features - FEATURES):
+                raise CannotWrite(
+                    f"{self.path} has features of Delta that the streaming job cannot write: writer version "
+                    f"{version}, {', '.join(sorted(features - FEATURES)) or 'no list of features'}. "
+                    "Drop them (ALTER TABLE ... DROP FEATURE), or let --rebuild fill another lake_root."
+                )
+            return True
+        return False
 
     def property(self, name: str) -> str | None:
         """A property of the table."""
@@ -255,7 +257,7 @@ class TableLog:
             table.create_checkpoint()
             table.cleanup_metadata()
 
-        answered(write, tries=1)
+        answered(write, patience=[60.0])
 
     def _file(self, version: int) -> JavaObject:
         return self._names.path(self._folder, f"{version:020d}.json")

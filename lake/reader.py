@@ -20,7 +20,7 @@ class NoSuchTable(LookupError):
 
 
 def open_table(root: str, table: Table) -> DeltaTable:
-    """The newest version of a table under a lake's root. Raises NoSuchTable, and TimeoutError after 90 s."""
+    """The newest version of a table under a lake's root. Raises NoSuchTable, and TimeoutError after two minutes."""
     try:
         return answered(lambda: DeltaTable(table.path(root)))
     except TableNotFoundError:

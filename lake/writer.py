@@ -106,10 +106,13 @@ class LakeWriter:
         self._upkeep.shutdown()
 
     def _look(self) -> None:
-        for written in self._tables.values():
+        def look(written: _Written) -> None:
             written.version = written.log.newest()
             written.metadata = self._newest(written.log, "batch", written.version)
             written.batch = written.metadata.get("batch", -1)
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(look, self._tables.values()))
 
     def claim(self) -> None:
         """Fence every earlier writer, and see what the last one left.
@@ -123,15 +126,17 @@ class LakeWriter:
         )
         # Of all tables, before one is claimed.
         with ThreadPoolExecutor(4) as threads:
-            list(threads.map(TableLog.check_writable, logs, newest))
+            list(threads.map(_check_writable, logs, newest))
         for log, seen in zip(logs, newest, strict=True):
             version = seen + 1
             # With what was kept there last, which is then never further back than the log goes.
             while not log.put(version, self._claim_of(log, version), application=(APPLICATION, self.epoch)):
                 # The last commits of the writer before, or another one that claims the lake.
-                epoch = log.metadata(version).get("epoch", 0)
+                actions = log.actions(version)
+                epoch = metadata_of(actions).get("epoch", 0)
                 if epoch >= self.epoch:
                     raise Fenced(f"{log.path} has been taken over by another writer (epoch {epoch})")
+                log.check_writable(actions)
                 version += 1
         self._look()
 
@@ -276,8 +281,7 @@ class LakeWriter:
             epoch = metadata_of(actions).get("epoch", 0)
             if epoch > self.epoch:
                 raise Fenced(f"{written.log.path} has been taken over by a newer writer (epoch {epoch})")
-            if redefines(actions):
-                written.log.check_writable(written.version + 1)
+            written.log.check_writable(actions)
             # Maintenance, which moves rows to other files.
             written.files = None
             written.version += 1
@@ -315,6 +319,17 @@ class LakeWriter:
             log.checkpoint()
         except (DeltaError, TimeoutError):
             logger.exception("%s: no checkpoint of the log, until %d commits later", log.path, CHECKPOINT_EVERY)
+
+
+def _check_writable(log: TableLog, version: int) -> None:
+    """Raises CannotWrite if the table asks of its writers what this one does not do.
+
+    That stands in the commit that changed it last; and whoever has committed with an epoch has looked before.
+    """
+    for number in range(version, -1, -1):
+        actions = log.actions(number)
+        if log.check_writable(actions) or "epoch" in metadata_of(actions):
+            return
 
 
 def rewrite(

@@ -259,10 +259,8 @@ def opened(spark: SparkSession, settings: Settings) -> LakeWriter:
         streamed = PROPERTIES if table in STREAMED else {}
         create_table(spark, table, settings.lake_root, {**made_by, **streamed})
 
-    # The first one alone: Spark learns there what it needs for the others.
-    create(TABLES[0])
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(create, TABLES[1:]))
+        list(threads.map(create, TABLES))
     return LakeWriter(spark, settings.lake_root, STREAMED)
 
 

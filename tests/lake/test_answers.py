@@ -19,9 +19,9 @@ def test_a_question_that_is_never_answered_is_asked_again_and_then_an_error() ->
             never.wait()
         return "an answer"
 
-    assert answered(answers_the_second_time, seconds=0.5) == "an answer"
+    assert answered(answers_the_second_time, patience=[0.5, 30.0]) == "an answer"
     with pytest.raises(TimeoutError, match="2 times"):
-        answered(never.wait, tries=2, seconds=0.1)
+        answered(never.wait, patience=[0.1, 0.1])
     with pytest.raises(ZeroDivisionError):
         answered(lambda: 1 // 0)
     never.set()
