@@ -18,7 +18,7 @@ from lake.summaries import BUCKET_SECONDS, EXACT, Pair, Summary
 
 MICROS = 1_000_000
 _minus, _times = EXACT.subtract, EXACT.multiply
-_2, _200 = Decimal(2), Decimal(200)
+_100, _200 = Decimal(100), Decimal(200)
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,15 @@ class Episodes:
         else:
             change, against, reference, direction = fall, high.price, high, "down"
         # Changes as products instead of quotients: exact, and quick.
-        change_by_200, threshold = _times(change, _200), _times(self._threshold_pct, against)
+        threshold = _times(self._threshold_pct, against)
         if self.open:
-            if change_by_200 < threshold:
+            if _times(change, _200) < threshold:
                 return self.close(tick.time)
             if _times(change, self._peak[1]) > _times(self._peak[0], against):
                 self._peak = change, against
                 self.open = replace(self.open, peak_change_pct=_percent(change, against))
                 return self.open
-        elif change_by_200 > _times(_2, threshold) and not self._cooling(tick.time):
+        elif _times(change, _100) > threshold and not self._cooling(tick.time):
             self._peak = change, against
             source, asset = self._pair
             self.open = Alert(

@@ -27,9 +27,9 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
-from lake.answers import answered
 from lake.files import is_a
 from lake.parquet import EncodedFile
+from lake.timeouts import answered
 
 _COMMIT = re.compile(r"[0-9]{20}\.json")
 # Table features that a writer here honours: it only appends where rows may only be appended, it checks for null what
@@ -133,8 +133,8 @@ class TableLog:
 
     def create(
         self, description: str, schema: StructType, partitioned_by: Sequence[str], properties: Mapping[str, str]
-    ) -> bool:
-        """Create the table, without rows, as version 0; False if there is one."""
+    ) -> None:
+        """Create the table, without rows, as version 0, unless there is one."""
         told = {
             "timestamp": _now(),
             "operation": "CREATE TABLE",
@@ -156,7 +156,7 @@ class TableLog:
             "createdTime": _now(),
         }
         self._files.mkdirs(self._folder)
-        return self._put(0, [{"commitInfo": told}, {"metaData": metadata}, {"protocol": PROTOCOL}])
+        self._put(0, [{"commitInfo": told}, {"metaData": metadata}, {"protocol": PROTOCOL}])
 
     def put(
         self,

@@ -108,7 +108,7 @@ class LakeWriter:
     def _look(self) -> None:
         def look(written: _Written) -> None:
             written.version = written.log.newest()
-            written.metadata = self._newest(written.log, "batch", written.version)
+            written.metadata = self._newest(written.log, written.version)
             written.batch = written.metadata.get("batch", -1)
 
         with ThreadPoolExecutor(4) as threads:
@@ -121,12 +121,9 @@ class LakeWriter:
         """
         logs = [written.log for written in self._tables.values()]
         newest = [log.newest() for log in logs]
-        self.epoch = 1 + max(
-            self._newest(log, "epoch", version).get("epoch", 0) for log, version in zip(logs, newest, strict=True)
-        )
         # Of all tables, before one is claimed.
         with ThreadPoolExecutor(4) as threads:
-            list(threads.map(_check_writable, logs, newest))
+            self.epoch = 1 + max(threads.map(_last_epoch, logs, newest))
         for log, seen in zip(logs, newest, strict=True):
             version = seen + 1
             # With what was kept there last, which is then never further back than the log goes.
@@ -141,14 +138,14 @@ class LakeWriter:
         self._look()
 
     def _claim_of(self, log: TableLog, version: int) -> dict[str, Any]:
-        return {**self._newest(log, "batch", version - 1), "epoch": self.epoch}
+        return {**self._newest(log, version - 1), "epoch": self.epoch}
 
     @staticmethod
-    def _newest(log: TableLog, key: str, version: int) -> dict[str, Any]:
-        """The metadata of the newest commit that has the key there, up to a version; empty if there is none."""
+    def _newest(log: TableLog, version: int) -> dict[str, Any]:
+        """The metadata of the newest commit of a micro-batch, up to a version; empty if there is none."""
         for number in range(version, -1, -1):
             metadata = log.metadata(number)
-            if key in metadata:
+            if "batch" in metadata:
                 return metadata
         return {}
 
@@ -321,15 +318,20 @@ class LakeWriter:
             logger.exception("%s: no checkpoint of the log, until %d commits later", log.path, CHECKPOINT_EVERY)
 
 
-def _check_writable(log: TableLog, version: int) -> None:
-    """Raises CannotWrite if the table asks of its writers what this one does not do.
+def _last_epoch(log: TableLog, version: int) -> int:
+    """The epoch of the table's newest writer; 0 if it had none.
 
-    That stands in the commit that changed it last; and whoever has committed with an epoch has looked before.
+    Raises CannotWrite if the table asks of its writers what this one does not do. That stands in the commit that
+    changed it last; and whoever has committed with an epoch has looked before.
     """
+    looked = False
     for number in range(version, -1, -1):
         actions = log.actions(number)
-        if log.check_writable(actions) or "epoch" in metadata_of(actions):
-            return
+        looked = looked or log.check_writable(actions)
+        metadata = metadata_of(actions)
+        if "epoch" in metadata:
+            return int(metadata["epoch"])
+    return 0
 
 
 def rewrite(

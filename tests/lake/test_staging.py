@@ -15,23 +15,13 @@ from lake.parquet import arrow_table
 from lake.staging import BYTES_A_FILE, RECORDS_A_FILE, Plan, Staged, stage_part
 from lake.store import Store
 from lake.tables import BRONZE_TICKS, SILVER_TICKS
+from tests.lake.test_ticks import TICK
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
-TICK = {
-    "timestamp": "2026-11-25T00:00:00.030000Z",
-    "asset": "bitcoin",
-    "price_usd": "61685.99000000",
-    "quote": "USDT",
-    "source": "binance",
-    "symbol": "BTCUSDT",
-    "event_time": "2026-11-25T00:00:00.000000Z",
-    "quantity": "0.00017000",
-}
 
 
 def tick(number: int) -> bytes:
-    told = {**TICK, "trade_id": number, "trade_epoch": 0, "producer": "p", "sequence": number}
-    return json.dumps(told, separators=(",", ":")).encode()
+    return json.dumps({**TICK, "trade_id": number, "sequence": number}, separators=(",", ":")).encode()
 
 
 def batches(topic: str, values: Iterator[bytes], records_a_batch: int) -> Iterator[pa.RecordBatch]:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lake.answers import answered
+from lake.timeouts import answered
 
 
 def test_a_question_that_is_never_answered_is_asked_again_and_then_an_error() -> None:
@@ -19,9 +19,15 @@ def test_a_question_that_is_never_answered_is_asked_again_and_then_an_error() ->
             never.wait()
         return "an answer"
 
+    def panics() -> None:
+        raise GeneratorExit
+
     assert answered(answers_the_second_time, patience=[0.5, 30.0]) == "an answer"
     with pytest.raises(TimeoutError, match="2 times"):
         answered(never.wait, patience=[0.1, 0.1])
     with pytest.raises(ZeroDivisionError):
         answered(lambda: 1 // 0)
+    # As a panic of Rust is one: it is not waited for.
+    with pytest.raises(GeneratorExit):
+        answered(panics)
     never.set()

@@ -1,4 +1,4 @@
-"""Questions to deltalake with a limit to how long they may take."""
+"""Calls of deltalake that end after some time, whatever the library does."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def answered(ask: Callable[[], Answer], patience: Sequence[float] = (5.0, 15.0, 
 def _answer(ask: Callable[[], Answer], answer: Future[Answer]) -> None:
     try:
         answer.set_result(ask())
-    except Exception as error:  # noqa: BLE001 - raised where it was asked
+    except BaseException as error:  # noqa: BLE001 - raised where it was asked, a panic of the library's Rust too
         answer.set_exception(error)
