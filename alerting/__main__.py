@@ -2,9 +2,10 @@
 
     python -m alerting
 
-The rule is that of gold.alerts (lake/alerts.py), tick by tick as they come, so an alert is out within milliseconds and
-waits for no table. gold.alerts is the exact account: a tick that comes after later ones of its pair is put right there,
-and passed over here. A row is sent when an episode opens and when it closes, at least once, under the same alert_id.
+The rule is that of gold.alerts (lake/gold/alerts.py), tick by tick as they come, so an alert is out within milliseconds
+and waits for no table. gold.alerts is the exact account: a tick that comes after later ones of its pair is put right
+there, and passed over here. A row is sent when an episode opens and when it closes, at least once, under the same
+alert_id.
 
 It reads on where it has committed, after looking back LOOK_BACK_SECONDS to know what is open.
 
@@ -22,59 +23,64 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Context, Decimal
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from alerting.ticks import NotATick, Told, read
 from conf.logs import set_up_logging
 from conf.settings import Settings, arguments, from_command_line
-from lake.alerts import Alert, Episodes, Rule
-from lake.metrics import alert_row
-from lake.rules import gold_rules
-from lake.summaries import Pair
+from lake.contract import Pair, TickRules, feeds
+from lake.gold.alerts import Alert, AlertTick, Episodes, alert_row
+from lake.rules import AlertRule, gold_rules, tick_rules
+from lake.silver.judge import Tick, judge
 from lake.tables import GOLD_ALERTS
-from lake.ticks import feeds
 
 logger = logging.getLogger("alerting")
 
 LOOK_BACK_SECONDS = 600
 POLL_MS = 50
+# A price has up to 28 digits; none of them may be rounded away.
+_EXACT = Context(prec=40)
 
 
 @dataclass
 class Watch:
     """The episodes of every pair that comes by."""
 
-    rule: Rule
+    rule: AlertRule
     symbols: dict[str, str] = field(default_factory=dict)
     late: int = 0
     _episodes: dict[Pair, tuple[Episodes, int]] = field(default_factory=dict)
 
-    def add(self, told: Told) -> Alert | None:
+    def add(self, tick: Tick) -> Alert | None:
         """The episode that the tick opens or closes, if it does."""
-        if not feeds(self.symbols, told.pair, told.symbol):
+        pair = (tick.source, tick.asset)
+        if not feeds(self.symbols, pair, tick.symbol):
             return None
-        episodes, newest = self._episodes.get(told.pair) or (Episodes(told.pair, self.rule), told.tick.time)
-        if told.tick.time < newest:
+        gold_time = tick.gold_time
+        episodes, newest = self._episodes.get(pair) or (Episodes(pair, self.rule), gold_time)
+        if gold_time < newest:
             self.late += 1
             return None
-        self._episodes[told.pair] = (episodes, told.tick.time)
+        self._episodes[pair] = (episodes, gold_time)
         was_open = episodes.open is not None
-        changed = episodes.add(told.tick)
+        changed = episodes.add(AlertTick(gold_time, tick.price_usd, tick.event_id))
         return changed if changed and (not was_open or changed.closed_at is not None) else None
 
 
-def message(alert: Alert, rule: Rule, now: datetime) -> bytes:
+def message(alert: Alert, rule: AlertRule, now: datetime) -> bytes:
     """The row of gold.alerts as JSON."""
     row = dict(zip(GOLD_ALERTS.column_names, alert_row(alert, rule, now), strict=True))
-    return json.dumps(row, default=_told, separators=(",", ":")).encode()
+    return json.dumps(row, default=_json_value, separators=(",", ":")).encode()
 
 
-def _told(value: object) -> str:
-    """A time with microseconds, a price with all its digits."""
-    return value.isoformat(timespec="microseconds") if isinstance(value, datetime) else f"{value:f}"
+def _json_value(value: datetime | Decimal) -> str:
+    """A time with microseconds; a price with all its digits, without zeros at the end of its decimals."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="microseconds")
+    return f"{value.normalize(_EXACT):f}"
 
 
 def resume(consumer: KafkaConsumer, topic: str, stop: threading.Event) -> dict[TopicPartition, int]:
@@ -113,7 +119,7 @@ def create_topic(settings: Settings) -> None:
 
 def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> None:
     """Until told to stop. Raises KafkaError when Kafka goes away."""
-    rules = gold_rules(settings)
+    rules, rules_of_ticks = gold_rules(settings), tick_rules(settings)
     state = Watch(rules.alerts, dict(rules.symbols))
     create_topic(settings)
     servers = settings.kafka_bootstrap_servers
@@ -134,7 +140,7 @@ def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]
             sent = []
             for partition, records in consumer.poll(timeout_ms=POLL_MS).items():
                 for record in records:
-                    alert = _alert_in(record, state, settings.future_tolerance_seconds)
+                    alert = alert_in(record, state, rules_of_ticks, datetime.now(UTC))
                     if alert is None or record.offset < resumes[partition]:
                         continue
                     value = message(alert, rules.alerts, datetime.now(UTC))
@@ -154,18 +160,17 @@ def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]
         consumer.close(autocommit=False)
 
 
-def _alert_in(record: Any, state: Watch, tolerance: float) -> Alert | None:
-    try:
-        told = read(record.value, f"{record.topic}:{record.partition}:{record.offset}", tolerance)
-    except NotATick:
-        return None
-    return state.add(told)
+def alert_in(record: Any, state: Watch, rules: TickRules, now: datetime) -> Alert | None:
+    """The alert that a record of Kafka opens or closes; what is no tick is passed over, and silver says why."""
+    tick = judge(record.value, record.topic, record.partition, record.offset, now, rules)
+    return state.add(tick) if isinstance(tick, Tick) else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(
         __doc__,
-        *("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "gold_symbols", "future_tolerance_seconds"),
+        *("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "gold_symbols"),
+        *("future_tolerance_seconds", "receipt_tolerance_seconds"),
         *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds", "alert_stale_seconds", "log_format"),
     )
     parser.prog = "python -m alerting"

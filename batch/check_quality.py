@@ -11,7 +11,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, date, datetime
 
 import great_expectations as gx
@@ -23,9 +23,10 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from batch import results
 from conf.settings import arguments, from_command_line
-from lake import writer
-from lake.tables import GOLD_PRICE_1M, QUALITY_RESULTS, SILVER_TICKS, Table
+from lake.delta.files import Files, UnknownStore, files_of
+from lake.tables import GOLD_PRICE_1M, SILVER_TICKS, Table
 
 SEVERITIES = {FailureSeverity.CRITICAL: "error", FailureSeverity.WARNING: "warning"}
 
@@ -151,20 +152,18 @@ def line(verdict: Verdict) -> str:
     return f"{mark:8}{verdict.table_name:16}{verdict.expectation} {verdict.column_name}{rows}{seen}"
 
 
-def check(spark: SparkSession, root: str, day: date, checked_at: datetime) -> list[Verdict]:
+def check(spark: SparkSession, files: Files, root: str, day: date, checked_at: datetime) -> list[Verdict]:
     """Check the day in each table, and append the verdicts to quality.results."""
-    writer.create_table(spark, QUALITY_RESULTS, root)
     found: list[Verdict] = []
     for suite in (SILVER_SUITE, GOLD_SUITE):
         rows = spark.read.format("delta").load(suite.table.path(root)).where(F.col(suite.day) == day)
         found += verdicts(rows, suite, day, checked_at)
-    schema = spark.read.format("delta").load(QUALITY_RESULTS.path(root)).schema
-    writer.append(spark.createDataFrame([asdict(verdict) for verdict in found], schema), QUALITY_RESULTS, root)
+    results.append(spark, files, root, [astuple(verdict) for verdict in found])
     return found
 
 
 def arg_parser() -> argparse.ArgumentParser:
-    parser = arguments(__doc__, "lake_root")
+    parser = arguments(__doc__, "lake_root", "webhdfs_url")
     parser.add_argument(
         "--date", type=date.fromisoformat, required=True, metavar="YYYY-MM-DD", help="the day to check, in UTC"
     )
@@ -172,10 +171,15 @@ def arg_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings, given = from_command_line(arg_parser(), argv)
+    parser = arg_parser()
+    settings, given = from_command_line(parser, argv)
+    try:
+        files = files_of(settings.lake_root, str(settings.webhdfs_url))
+    except UnknownStore as error:
+        parser.error(str(error))
     spark = SparkSession.builder.appName("tickhouse check_quality").getOrCreate()
     try:
-        found = check(spark, settings.lake_root, given.date, datetime.now(UTC))
+        found = check(spark, files, settings.lake_root, given.date, datetime.now(UTC))
     finally:
         spark.stop()
     print("\n".join(line(verdict) for verdict in found))

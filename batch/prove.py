@@ -7,9 +7,12 @@
 In:  all tables, as of the last micro-batch that all of them have; the stream may go on meanwhile.
 Out: a line a check, and a few of the keys that differ; a row of quality.results each.
 
---from and --to limit what is compared of gold, and so the memory that it takes (its rows, and the five-second summaries
-of one pair); bronze and silver are looked at as a whole. gold.current_price, which is of no time, is left out then.
---repair works on whole days.
+Records are judged one by one by lake/silver/judge.py, ticks are compared by Spark, and gold is made of all ticks at
+once by lake/gold/recompute.py: not by the code with which the stream reads records, finds repeats and folds rows.
+
+--from and --to limit what is compared of gold; bronze and silver are looked at as a whole. gold.current_price, which is
+of no time, is left out then. --repair works on whole days. The driver holds gold's rows of one day, and the wrong ones;
+disks of the executors hold bronze's ticks and gold's rows once more.
 
 Exit codes: 0 all holds, 1 something differs (also if it was repaired), 2 a wrong setting.
 """
@@ -17,41 +20,45 @@ Exit codes: 0 all holds, 1 something differs (also if it was repaired), 2 a wron
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial, reduce
+from decimal import ROUND_HALF_UP, Context, Decimal
+from functools import reduce
 from itertools import pairwise
-from typing import Any
 from uuid import uuid4
 
+import polars as pl
+import pyarrow as pa
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
+from batch import results as quality_results
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
-from lake import writer
-from lake.gaps import Gap
-from lake.intervals import Interval, add_interval, holes, minus
-from lake.recomputation import ALWAYS, Period, Snapshot, by_span, gold_rows, period_of, stored_rows
-from lake.rules import DECIDING, gold_rules
-from lake.seen import runs
-from lake.silver import Silver
-from lake.summaries import to_micros, to_time
+from lake.contract import NOTIONAL_DECIMALS, TickRules
+from lake.delta.files import Files, UnknownStore, files_of
+from lake.delta.parquet import arrow_type
+from lake.gold import derive
+from lake.gold.recompute import ALWAYS, Expected, Period, Snapshot, expected, period_of
+from lake.intervals import Interval, add_interval, add_intervals, holes, minus
+from lake.rules import DECIDING, gold_rules, tick_rules
+from lake.silver.gaps import Gap
+from lake.silver.judge import Rejection, Tick, judge
 from lake.tables import (
     BRONZE_TICKS,
     GOLD,
+    GOLD_ALERTS,
     GOLD_CURRENT_PRICE,
-    QUALITY_RESULTS,
+    GOLD_PRICES,
     SILVER_GAPS,
     SILVER_QUARANTINE,
     SILVER_TICKS,
     Table,
 )
-from lake.ticks import judged, valid_ticks
+from lake.times import to_time
 
 logger = logging.getLogger("batch.prove")
 
@@ -60,23 +67,44 @@ SHOWN = 5
 NOT_COMPARED = ("is_late", "updated_at", "ingested_at", "quarantined_at")
 
 
+# Compared as far as the order of a sum of doubles allows, relative or absolute.
+TOLERANCE = 1e-9
+
+_PLACE = {"topic": "STRING", "partition": "INT", "offset": "BIGINT"}
+_TICK = {
+    column.name: column.type for column in SILVER_TICKS.columns if column.name not in (*NOT_COMPARED, "event_date")
+}
+_JUDGED = {
+    **_PLACE,
+    "rule": "STRING",
+    **_TICK,
+    "event_date": "DATE",
+    "notional": "DECIMAL(38,18)",
+}
+_JUDGED_ARROW = pa.schema([(name, arrow_type(kind)) for name, kind in _JUDGED.items()])
+_INSTRUMENT = ("source", "symbol", "trade_epoch")
+_NOTIONAL_UNIT = Decimal(1).scaleb(-NOTIONAL_DECIMALS)
+_EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
+
+
 @dataclass(frozen=True)
 class Check:
-    """What a check found: how many rows or keys break it, and a few of them in words."""
+    """What a check saw: how many rows or keys break it, and a few of them in words."""
 
     table: Table
     name: str
     wrong: int
-    told: Sequence[str] = ()
+    examples: Sequence[str] = ()
 
     def __str__(self) -> str:
         verdict = "holds " if not self.wrong else "BROKEN"
         count = f": {self.wrong}" if self.wrong else ""
-        more = [f"    {text}" for text in self.told] + (["    ..."] if self.wrong > len(self.told) > 0 else [])
+        more = [f"    {text}" for text in self.examples]
+        more += ["    ..."] if self.wrong > len(self.examples) > 0 else []
         return "\n".join([f"{verdict} {self.table.qualified_name}: {self.name}{count}", *more])
 
 
-def found(table: Table, name: str, wrong: DataFrame, *shown: str) -> Check:
+def no_row_of(table: Table, name: str, wrong: DataFrame, *shown: str) -> Check:
     """A check that no row breaks; shown: columns of those that do."""
     count = wrong.count()
     rows = wrong.select(*shown).limit(SHOWN).collect() if count else []
@@ -85,15 +113,54 @@ def found(table: Table, name: str, wrong: DataFrame, *shown: str) -> Check:
     )
 
 
+def judged(bronze: DataFrame, rules: TickRules) -> DataFrame:
+    """What each record of bronze is, a row each, by the plain rules.
+
+    A tick: its place, and silver.ticks without is_late, with its notional. A record for quarantine: its place, its
+    rule, and source, symbol, trade_epoch and trade_id where it names a trade. A report: its place alone.
+    """
+
+    def judge_all(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            records = zip(*(batch[name].to_pylist() for name in (*_PLACE, "value", "ingested_at")), strict=True)
+            rows = [
+                _judged(topic, partition, offset, value, ingested_at, rules)
+                for topic, partition, offset, value, ingested_at in records
+            ]
+            columns = {name: pa.array([row.get(name) for row in rows], arrow_type(_JUDGED[name])) for name in _JUDGED}
+            yield pa.record_batch(list(columns.values()), schema=_JUDGED_ARROW)
+
+    records = bronze.select(*_PLACE, "value", "ingested_at")
+    return records.mapInArrow(judge_all, ", ".join(f"{name} {kind}" for name, kind in _JUDGED.items()))
+
+
+def _judged(
+    topic: str, partition: int, offset: int, value: bytes | None, ingested_at: datetime, rules: TickRules
+) -> dict[str, object]:
+    """A record's row of `judged`, by column; times in microseconds since 1970."""
+    row: dict[str, object] = {"topic": topic, "partition": partition, "offset": offset}
+    record = judge(value, topic, partition, offset, ingested_at, rules)
+    if isinstance(record, Tick):
+        row |= {name: getattr(record, name) for name in (*_TICK, "event_date")}
+        if record.quantity is not None:
+            notional = _EXACT.multiply(record.price_usd, record.quantity)
+            row["notional"] = notional.quantize(_NOTIONAL_UNIT, context=_EXACT)
+    elif isinstance(record, Rejection):
+        row["rule"] = record.rule
+        if record.instrument_ids:
+            row |= dict(zip((*_INSTRUMENT, "trade_id"), record.instrument_ids, strict=True))
+    return row
+
+
 def bronze_checks(bronze: DataFrame) -> Iterator[Check]:
     place = Window.partitionBy("topic", "partition").orderBy("offset")
     steps = bronze.select("topic", "partition", "offset", F.lag("offset").over(place).alias("after"))
     missing = steps.where(F.col("offset") > F.col("after") + 1)
     missing = missing.withColumn("first_missing", F.col("after") + 1).withColumn("last_missing", F.col("offset") - 1)
     named = ("topic", "partition", "first_missing", "last_missing")
-    yield found(BRONZE_TICKS, "Kafka's offsets are contiguous in each partition", missing, *named)
+    yield no_row_of(BRONZE_TICKS, "Kafka's offsets are contiguous in each partition", missing, *named)
     twice = steps.where(F.col("offset") == F.col("after"))
-    yield found(BRONZE_TICKS, "each Kafka record is there once", twice, "topic", "partition", "offset")
+    yield no_row_of(BRONZE_TICKS, "each Kafka record is there once", twice, "topic", "partition", "offset")
 
 
 def silver_checks(snapshot: Snapshot, checked: DataFrame, valid: DataFrame) -> Iterator[Check]:
@@ -103,26 +170,26 @@ def silver_checks(snapshot: Snapshot, checked: DataFrame, valid: DataFrame) -> I
     quarantine = snapshot.read(SILVER_QUARANTINE).select(*same)
     absent, other = bad.join(quarantine, same, "left_anti"), quarantine.join(bad, same, "left_anti")
     twice = quarantine.groupBy(*place).count().where("count > 1")
-    yield found(SILVER_QUARANTINE, "each record that breaks a rule is there, with the rule", absent, *same)
-    yield found(SILVER_QUARANTINE, "nothing else is there", other, *same)
-    yield found(SILVER_QUARANTINE, "each record is there once", twice, *place, "count")
+    yield no_row_of(SILVER_QUARANTINE, "each record that breaks a rule is there, with the rule", absent, *same)
+    yield no_row_of(SILVER_QUARANTINE, "nothing else is there", other, *same)
+    yield no_row_of(SILVER_QUARANTINE, "each record is there once", twice, *place, "count")
 
     silver = snapshot.read(SILVER_TICKS)
     known = ["event_id", "kafka_partition", "kafka_offset"]
     absent, other = valid.join(silver, "event_id", "left_anti"), silver.join(valid, "event_id", "left_anti")
     twice = silver.groupBy("event_id").count().where("count > 1")
-    yield found(SILVER_TICKS, "the tick of each valid record is there", absent, *known)
-    yield found(SILVER_TICKS, "nothing else is there", other, *known)
-    yield found(SILVER_TICKS, "each tick is there once", twice, "event_id", "count")
+    yield no_row_of(SILVER_TICKS, "the tick of each valid record is there", absent, *known)
+    yield no_row_of(SILVER_TICKS, "nothing else is there", other, *known)
+    yield no_row_of(SILVER_TICKS, "each tick is there once", twice, "event_id", "count")
     columns = [name for name in SILVER_TICKS.column_names if name not in NOT_COMPARED]
-    expected = first_deliveries(valid).select("event_id", F.struct(*columns).alias("expected"))
-    both = silver.select("event_id", F.struct(*columns).alias("there")).join(expected, "event_id")
-    differing = (F.when(~F.col(f"there.{name}").eqNullSafe(F.col(f"expected.{name}")), F.lit(name)) for name in columns)
+    wanted = first_deliveries(valid).select("event_id", F.struct(*columns).alias("wanted"))
+    both = silver.select("event_id", F.struct(*columns).alias("there")).join(wanted, "event_id")
+    differing = (F.when(~F.col(f"there.{name}").eqNullSafe(F.col(f"wanted.{name}")), F.lit(name)) for name in columns)
     changed = both.withColumn("columns", F.array_compact(F.array(*differing))).where(F.size("columns") > 0)
-    yield found(SILVER_TICKS, "each tick is as its first delivery says", changed, "event_id", "columns")
+    yield no_row_of(SILVER_TICKS, "each tick is as its first delivery says", changed, "event_id", "columns")
     versions = F.size(F.collect_set(F.struct("price_usd", "quantity")))
     disagree = valid.groupBy("event_id").agg(versions.alias("versions")).where("versions > 1")
-    yield found(BRONZE_TICKS, "repeats of a tick agree in price and quantity", disagree, "event_id", "versions")
+    yield no_row_of(BRONZE_TICKS, "repeats of a tick agree in price and quantity", disagree, "event_id", "versions")
 
 
 def first_deliveries(valid: DataFrame) -> DataFrame:
@@ -131,125 +198,178 @@ def first_deliveries(valid: DataFrame) -> DataFrame:
     return valid.withColumn("delivery", F.row_number().over(first)).where("delivery = 1").drop("delivery")
 
 
-def gap_checks(snapshot: Snapshot, checked: DataFrame, silver: DataFrame) -> Iterator[Check]:
+def gap_checks(snapshot: Snapshot, checked: DataFrame, ticks: DataFrame) -> Iterator[Check]:
     """Each hole in bronze's trade ids is in one open or unfillable row; the ids of filled rows are there."""
-    numbered = {"run": silver, "rejected": checked.where(F.col("rule").isNotNull())}
-    known: dict[str, dict[tuple[str, str, int], tuple[Interval, ...]]] = {}
-    for kind, ticks in numbered.items():
-        intervals: dict[tuple[str, str, int], tuple[Interval, ...]] = defaultdict(tuple)
-        named = ticks.where("source IS NOT NULL AND symbol IS NOT NULL").withColumn(
-            "trade_epoch", F.coalesce("trade_epoch", F.lit(0).cast("bigint"))
-        )
-        for row in runs(named).toLocalIterator():
-            key = (row["source"], row["symbol"], row["trade_epoch"])
-            intervals[key] = add_interval(intervals[key], (row["first"], row["last"]))
-        known[kind] = intervals
-    rows = [Gap(*row) for row in snapshot.read(SILVER_GAPS).select(*SILVER_GAPS.column_names).collect()]
-    missing = {key: holes(there, known["rejected"].get(key, ())) for key, there in known["run"].items()}
-    named_rows: dict[tuple[str, str, int], list[Interval]] = defaultdict(list)
-    unnamed, false, twice, absent = [], [], [], []
+    seen, rejected = runs(ticks), runs(checked.where(F.col("rule").isNotNull()))
+    rows = [Gap(**row.asDict()) for row in snapshot.read(SILVER_GAPS).select(*SILVER_GAPS.column_names).collect()]
+    missing = {key: holes(there, rejected.get(key, ())) for key, there in seen.items()}
+    listed: dict[tuple[str, str, int], list[Interval]] = defaultdict(list)
+    unlisted, false, twice, absent = [], [], [], []
     for gap in rows:
         if gap.interval and gap.status != "filled":
-            named_rows[gap.instrument].append(gap.interval)
+            listed[gap.instrument].append(gap.interval)
         elif gap.interval:
-            absent += [f"{gap.gap_id}: {part}" for part in minus([gap.interval], known["run"].get(gap.instrument, ()))]
-    for key in missing.keys() | named_rows.keys():
-        listed = sorted(named_rows.get(key, []))
-        union: tuple[Interval, ...] = reduce(add_interval, listed, ())
-        twice += [f"{':'.join(map(str, key))}: {right}" for left, right in pairwise(listed) if left[1] >= right[0]]
-        unnamed += [f"{':'.join(map(str, key))}: {part}" for part in minus(missing.get(key, []), union)]
-        false += [f"{':'.join(map(str, key))}: {part}" for part in minus(union, missing.get(key, []))]
-    for name, wrong in (
-        ("each missing trade id is in an open or unfillable row", unnamed),
+            # What came later may be a tick, or have come into quarantine.
+            came = add_intervals(seen.get(gap.instrument, ()), rejected.get(gap.instrument, ()))
+            absent += [f"{gap.gap_id}: {part}" for part in minus([gap.interval], came)]
+    for key in missing.keys() | listed.keys():
+        intervals = sorted(listed.get(key, []))
+        union: tuple[Interval, ...] = reduce(add_interval, intervals, ())
+        name = ":".join(map(str, key))
+        twice += [f"{name}: {right}" for left, right in pairwise(intervals) if left[1] >= right[0]]
+        unlisted += [f"{name}: {part}" for part in minus(missing.get(key, []), union)]
+        false += [f"{name}: {part}" for part in minus(union, missing.get(key, []))]
+    for text, wrong in (
+        ("each missing trade id is in an open or unfillable row", unlisted),
         ("only missing trade ids are", false),
         ("each is in one row", twice),
         ("the ids of filled rows have come", absent),
     ):
-        yield Check(SILVER_GAPS, name, len(wrong), wrong[:SHOWN])
+        yield Check(SILVER_GAPS, text, len(wrong), wrong[:SHOWN])
 
 
-Values = tuple[object, ...]
+def runs(numbered: DataFrame) -> dict[tuple[str, str, int], tuple[Interval, ...]]:
+    """The trade ids of each source, symbol and trade_epoch, as lake.intervals has them."""
+    by_id = Window.partitionBy(*_INSTRUMENT).orderBy("trade_id")
+    rows = (
+        numbered.where(F.col("trade_id").isNotNull())
+        .withColumn("run", F.col("trade_id") - F.dense_rank().over(by_id))
+        .groupBy(*_INSTRUMENT, "run")
+        .agg(F.min("trade_id").alias("first"), F.max("trade_id").alias("last"))
+    )
+    intervals: dict[tuple[str, str, int], list[Interval]] = defaultdict(list)
+    for row in rows.toLocalIterator():
+        intervals[row["source"], row["symbol"], row["trade_epoch"]].append((row["first"], row["last"]))
+    return {instrument: add_intervals((), known) for instrument, known in intervals.items()}
 
 
 @dataclass
 class GoldDifferences:
-    """What differs between a gold table and its recomputation, and the recomputed rows of the wrong spans."""
+    """What differs between a gold table and its recomputation: rows, a few in words, and the spans that they are of."""
 
-    check: Check
-    spans: dict[int, list[Values]]
+    table: Table
+    wrong: int = 0
+    examples: list[str] = field(default_factory=list)
+    spans: set[int] = field(default_factory=set)
+    # The recomputed rows of those spans.
+    rows: list[pl.DataFrame] = field(default_factory=list)
+
+    @property
+    def check(self) -> Check:
+        return Check(self.table, "it is what all ticks together give", self.wrong, self.examples)
+
+    def add(self, stored: pl.DataFrame, wanted: pl.DataFrame) -> None:
+        """Compare rows key by key, all stored ones of some time with all recomputed ones of it."""
+        both = compared(self.table, stored, wanted)
+        self.wrong += both.height
+        for row in both.head(SHOWN - len(self.examples)).iter_rows(named=True):
+            key = ", ".join(_text(row[name]) for name in self.table.key)
+            self.examples.append(f"{key}: {_problem(row)}")
+        if both.height:
+            spans = _spans(self.table, both)
+            self.spans |= spans
+            self.rows.append(wanted.filter(_span_of(self.table, self.table.file_time).is_in(list(spans))))
 
 
-def gold_check(snapshot: Snapshot, table: Table, expected: list[Values], period: Period) -> GoldDifferences:
-    """Compare a table's rows with the recomputed ones, key by key."""
-    compared = [
+def compared(table: Table, stored: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
+    """The rows that differ, by key: each column as stored and, under NAME_wanted, as recomputed.
+
+    Further columns: `copy` (0 for the first row of a key that is stored, null where none is), `is_wanted`, and
+    `differing` (the columns that differ, of the first row of a key).
+    """
+    key, columns = list(table.key), _compared_columns(table)
+    there = stored.select(*key, *columns, pl.int_range(pl.len(), dtype=pl.Int64).over(key).alias("copy"))
+    renamed = wanted.select(
+        *key, *(pl.col(name).alias(f"{name}_wanted") for name in columns), pl.lit(True).alias("is_wanted")
+    )
+    both = there.join(renamed, on=key, how="full", coalesce=True).sort(key)
+    differing = [
+        pl.when(~_same(column.name, column.type)).then(pl.lit(column.name))
+        for column in table.columns
+        if column.name in columns
+    ]
+    both = both.with_columns(differing=pl.concat_list(differing).list.drop_nulls())
+    changed = pl.col("differing").list.len() > 0
+    return both.filter(pl.col("copy").is_null() | (pl.col("copy") > 0) | pl.col("is_wanted").is_null() | changed)
+
+
+def _compared_columns(table: Table) -> list[str]:
+    return [
         column.name
         for column in table.columns
-        if column.name not in NOT_COMPARED and not column.type.startswith("STRUCT")
+        if column.name not in (*NOT_COMPARED, *table.key) and not column.type.startswith("STRUCT")
     ]
-    wanted = {_key(table, row): row for row in map(partial(_named, table), expected)}
-    told: list[str] = []
-    spans: set[int] = set()
-    wrong = 0
-    seen: set[Values] = set()
-    for stored in stored_rows(snapshot, table, period).toLocalIterator():
-        there = stored.asDict()
-        key = _key(table, there)
-        problem = ""
-        if key in seen:
-            problem = "is there more than once"
-        elif key not in wanted:
-            problem = "should not be there"
-        else:
-            differing = [name for name in compared if not _same(there[name], wanted[key][name])]
-            if differing:
-                parts = (f"{name} is {there[name]}, should be {wanted[key][name]}" for name in differing)
-                problem = "; ".join(parts)
-        seen.add(key)
-        if problem:
-            wrong += 1
-            told.append(f"{_told(table, key)}: {problem}")
-            spans |= _spans(table, there, wanted.get(key))
-    for key in wanted.keys() - seen:
-        wrong += 1
-        told.append(f"{_told(table, key)}: is missing")
-        spans |= _spans(table, wanted[key])
-    check = Check(table, "it is what all ticks together give", wrong, told[:SHOWN])
-    return GoldDifferences(check, by_span(table, expected, spans))
 
 
-def _named(table: Table, row: Values) -> dict[str, Any]:
-    """By column, times in microseconds since 1970."""
-    return {
-        name: to_micros(value) if isinstance(value, datetime) else value
-        for name, value in zip(table.column_names, row, strict=True)
-    }
+def _same(name: str, kind: str) -> pl.Expr:
+    there, wanted = pl.col(name), pl.col(f"{name}_wanted")
+    if kind != "DOUBLE":
+        return there.eq_missing(wanted)
+    limit = pl.max_horizontal(TOLERANCE * there.abs(), TOLERANCE * wanted.abs(), TOLERANCE)
+    return there.eq_missing(wanted) | ((there - wanted).abs() <= limit).fill_null(False)
 
 
-def _key(table: Table, row: dict[str, Any]) -> Values:
-    return tuple(row[name] for name in table.key)
+def _problem(row: dict[str, object]) -> str:
+    if row["copy"] is None:
+        return "is missing"
+    if row["copy"]:
+        return "is there more than once"
+    if not row["is_wanted"]:
+        return "should not be there"
+    names = row["differing"]
+    assert isinstance(names, list)
+    return "; ".join(f"{name} is {_text(row[name])}, should be {_text(row[f'{name}_wanted'])}" for name in names)
 
 
-def _told(table: Table, key: Values) -> str:
-    times = {column.name for column in table.columns if column.type == "TIMESTAMP"}
-    return ", ".join(
-        to_time(value).isoformat() if name in times and isinstance(value, int) else str(value)
-        for name, value in zip(table.key, key, strict=True)
-    )
+def _text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def _spans(table: Table, *rows: dict[str, Any] | None) -> set[int]:
-    return {table.span(row[table.file_time] if table.file_time else 0) for row in rows if row}
+def _span_of(table: Table, column: str) -> pl.Expr:
+    return pl.col(column).cast(pl.Int64) // table.span_micros if table.file_span else pl.lit(0, pl.Int64)
 
 
-def _same(there: object, wanted: object) -> bool:
-    if isinstance(there, float) and isinstance(wanted, float):
-        return math.isclose(there, wanted, rel_tol=1e-9, abs_tol=1e-9)
-    return there == wanted
+def _spans(table: Table, both: pl.DataFrame) -> set[int]:
+    """The spans of wrong rows, as stored and as recomputed."""
+    if not table.file_span:
+        return {0}
+    names = [name for name in (table.file_time, f"{table.file_time}_wanted") if name in both.columns]
+    return {span for name in names for span in both.select(_span_of(table, name)).to_series().drop_nulls()}
 
 
-def prove(spark: SparkSession, settings: Settings, period: Period, *, repair: bool = False) -> list[Check]:
+def stored_rows(snapshot: Snapshot, table: Table, period: Period) -> pl.DataFrame:
+    """A gold table's rows whose file_time lies in the period, in the driver's memory."""
+    rows = snapshot.read(table)
+    if table.file_time:
+        if period.begin > ALWAYS.begin:
+            rows = rows.where(F.col(table.file_time) >= F.timestamp_micros(F.lit(period.begin)))
+        if period.end < ALWAYS.end:
+            rows = rows.where(F.col(table.file_time) < F.timestamp_micros(F.lit(period.end)))
+    frame = pl.from_arrow(rows.select(*table.key, *_compared_columns(table)).toArrow())
+    assert isinstance(frame, pl.DataFrame)
+    return frame.with_columns(derive.volume_sum()) if table in GOLD_PRICES else frame
+
+
+def gold_differences(snapshot: Snapshot, table: Table, gold: Expected, period: Period) -> GoldDifferences:
+    """What is wrong in a gold table's rows of a period, day by day where a row is of a day."""
+    differences = GoldDifferences(table)
+    if table in (GOLD_ALERTS, GOLD_CURRENT_PRICE):
+        differences.add(stored_rows(snapshot, table, period), gold.rows(table))
+        return differences
+    # Of the first day, windows too that begin before the period and reach into it.
+    before = table.window_micros - 1 if table.window else 0
+    days = gold.days or [period.begin]
+    cuts = [period.begin - before, *days[1:], period.end]
+    for day, part in zip(days, pairwise(cuts), strict=True):
+        differences.add(stored_rows(snapshot, table, Period(*part)), gold.rows(table, day))
+    return differences
+
+
+def prove(
+    spark: SparkSession, files: Files, settings: Settings, period: Period, *, repair: bool = False
+) -> list[Check]:
     """All checks, each printed as soon as it is done."""
-    snapshot = Snapshot.newest(spark, settings.lake_root)
+    snapshot = Snapshot.newest(spark, settings.lake_root, files)
     print(f"{settings.lake_root} as of micro-batch {snapshot.batch}", flush=True)
     checks: list[Check] = []
 
@@ -258,10 +378,9 @@ def prove(spark: SparkSession, settings: Settings, period: Period, *, repair: bo
         print(check, flush=True)
 
     bronze = snapshot.read(BRONZE_TICKS)
-    checked = judged(bronze, settings.rejects_topic, settings.gaps_topic).drop("key", "kafka_timestamp")
-    checked = checked.persist(StorageLevel.DISK_ONLY)
-    valid = valid_ticks(checked, settings.gaps_topic, settings.future_tolerance_seconds)
-    ticks = first_deliveries(valid).withColumn("is_late", F.lit(False)).persist(StorageLevel.DISK_ONLY)
+    checked = judged(bronze, tick_rules(settings)).persist(StorageLevel.DISK_ONLY)
+    valid = checked.where(F.col("event_id").isNotNull())
+    ticks = first_deliveries(valid).persist(StorageLevel.DISK_ONLY)
     for check in bronze_checks(bronze):
         note(check)
     for check in silver_checks(snapshot, checked, valid):
@@ -269,36 +388,37 @@ def prove(spark: SparkSession, settings: Settings, period: Period, *, repair: bo
     for check in gap_checks(snapshot, checked, ticks):
         note(check)
 
-    rules = gold_rules(settings)
-    rows: dict[str, list[Values]] = defaultdict(list)
-    for table, row in gold_rows(Silver(lambda: ticks, rules), rules, period, datetime.now(UTC)):
-        rows[table.qualified_name].append(row)
+    gold = expected(ticks, gold_rules(settings), period, datetime.now(UTC))
     for table in GOLD:
         if table == GOLD_CURRENT_PRICE and period != ALWAYS:
             continue
-        differences = gold_check(snapshot, table, rows[table.qualified_name], period)
+        differences = gold_differences(snapshot, table, gold, period)
         note(differences.check)
         if repair and differences.spans:
-            print(f"repaired {table.qualified_name}: {_repaired(snapshot, table, differences.spans)}", flush=True)
+            print(f"repaired {table.qualified_name}: {_repaired(snapshot, differences)}", flush=True)
+    gold.forget()
     for cached in (ticks, checked):
         cached.unpersist()
     return checks
 
 
-def _repaired(snapshot: Snapshot, table: Table, spans: dict[int, list[Values]]) -> str:
-    left = snapshot.rewrite(table, spans)
-    told = f"{len(spans) - len(left)} spans of rows rewritten"
-    return f"{told}, {len(left)} left, since the stream has written them meanwhile: run this again" if left else told
+def _repaired(snapshot: Snapshot, differences: GoldDifferences) -> str:
+    spans = differences.spans
+    left = snapshot.rewrite(differences.table, spans, pl.concat(differences.rows))
+    rewritten = f"{len(spans) - len(left)} spans of rows rewritten"
+    if not left:
+        return rewritten
+    return f"{rewritten}, {len(left)} left, since the stream has written them meanwhile: run this again"
 
 
-def results(checks: Sequence[Check], period: Period, checked_at: datetime) -> list[Values]:
+def results(checks: Sequence[Check], period: Period, checked_at: datetime) -> list[tuple[object, ...]]:
     """Rows of quality.results."""
     run_id = uuid4().hex
     part = "all" if period == ALWAYS else f"{to_time(period.begin).isoformat()} to {to_time(period.end).isoformat()}"
     return [
         (
             *(run_id, checked_at, check.table.qualified_name, part, "proof", check.name, "", "error"),
-            *(not check.wrong, "; ".join(check.told) or None, check.wrong),
+            *(not check.wrong, "; ".join(check.examples) or None, check.wrong),
         )
         for check in checks
     ]
@@ -307,7 +427,7 @@ def results(checks: Sequence[Check], period: Period, checked_at: datetime) -> li
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(
         __doc__,
-        *("lake_root", "rejects_topic", "gaps_topic", *DECIDING),
+        *("lake_root", "webhdfs_url", "rejects_topic", "gaps_topic", *DECIDING),
     )
     parser.add_argument("--from", dest="begin", type=datetime.fromisoformat, metavar="TIME", help="begin, as ISO 8601")
     parser.add_argument("--to", dest="end", type=datetime.fromisoformat, metavar="TIME", help="end, exclusive")
@@ -319,13 +439,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if period.begin >= period.end:
         print(f"{parser.prog}: --from is not before --to", file=sys.stderr)
         return USAGE_ERROR
+    try:
+        files = files_of(settings.lake_root, str(settings.webhdfs_url))
+    except UnknownStore as error:
+        parser.error(str(error))
     checked_at = datetime.now(UTC)
     spark = SparkSession.builder.appName("tickhouse prove").getOrCreate()
     try:
-        checks = prove(spark, settings, period, repair=own.repair)
-        made = spark.createDataFrame(results(checks, period, checked_at), QUALITY_RESULTS.schema)
-        writer.create_table(spark, QUALITY_RESULTS, settings.lake_root)
-        writer.append(made, QUALITY_RESULTS, settings.lake_root)
+        checks = prove(spark, files, settings, period, repair=own.repair)
+        quality_results.append(spark, files, settings.lake_root, results(checks, period, checked_at))
     finally:
         spark.stop()
     broken = sum(1 for check in checks if check.wrong)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from statistics import quantiles
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
-from alerting.ticks import NotATick, read
 from conf.settings import Settings, arguments, from_command_line
+from lake.rules import tick_rules
+from lake.silver.judge import Tick, judge
 
 
 def records(settings: Settings, topic: str) -> Iterator[Any]:
@@ -41,17 +42,13 @@ def waits(settings: Settings) -> list[float]:
         if row["closed_at"] is None:
             _, _, _, event_id = row["alert_id"].split(":", 3)
             opened.setdefault(event_id, record.timestamp / 1_000)
+    rules = tick_rules(settings)
+    now = datetime.now(UTC)
     found = []
     for record in records(settings, settings.ticks_topic):
-        try:
-            told = read(
-                record.value, f"{record.topic}:{record.partition}:{record.offset}", settings.future_tolerance_seconds
-            )
-        except NotATick:
-            continue
-        if told.tick.event_id in opened:
-            received_at = datetime.fromisoformat(json.loads(record.value)["timestamp"]).timestamp()
-            found.append(opened.pop(told.tick.event_id) - received_at)
+        tick = judge(record.value, record.topic, record.partition, record.offset, now, rules)
+        if isinstance(tick, Tick) and tick.event_id in opened:
+            found.append(opened.pop(tick.event_id) - tick.received_at / 1_000_000)
     return sorted(found)
 
 

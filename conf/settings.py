@@ -200,6 +200,9 @@ class Settings(BaseModel):
     future_tolerance_seconds: float = Field(
         5.0, ge=0, le=86_400, description="a venue's time further ahead of its receipt than this is not believed"
     )
+    receipt_tolerance_seconds: float = Field(
+        86_400.0, gt=0, description="a receipt further ahead of the time at which bronze took it is not believed"
+    )
     gold_symbols: Mapped = Field(
         {}, description="the one symbol that feeds gold for SOURCE:ASSET, as SOURCE:ASSET=SYMBOL; others: every symbol"
     )

@@ -32,7 +32,7 @@ from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from demo.children import Child, Ended, start
 from demo.figures import Watch
 from demo.screen import page
-from lake.register import AnotherLake, register_lake
+from services.registration import AnotherLake, register_lake
 
 REFRESH_SECONDS, PLAIN_SECONDS = 1.0, 10.0
 TRADES_PER_SECOND = "50"

@@ -1,8 +1,8 @@
-"""Sets of trade ids as sorted, disjoint intervals, both ends included."""
+"""Sets of trade ids as sorted, disjoint, non-adjacent intervals, both ends included."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -12,48 +12,105 @@ Interval = tuple[int, int]
 
 
 def add_interval(intervals: Sequence[Interval], added: Interval) -> tuple[Interval, ...]:
-    """The sorted, disjoint, non-adjacent intervals of integers that cover `intervals` and `added`."""
-    first, last = added
-    low = bisect_left(intervals, first - 1, key=lambda interval: interval[1])
-    high = low
-    while high < len(intervals) and intervals[high][0] <= last + 1:
-        first, last = min(first, intervals[high][0]), max(last, intervals[high][1])
-        high += 1
-    return (*intervals[:low], (first, last), *intervals[high:])
+    """The ids of `intervals` and those of `added`."""
+    return add_intervals(intervals, (added,))
 
 
-def overlaps(intervals: Sequence[Interval], other: Interval) -> bool:
-    """Whether one of the intervals has a number of the other."""
-    at = bisect_left(intervals, other[0], key=lambda interval: interval[1])
-    return at < len(intervals) and intervals[at][0] <= other[1]
+def add_intervals(intervals: Sequence[Interval], added: Iterable[Interval]) -> tuple[Interval, ...]:
+    """The ids of `intervals` and those of all `added`, which may be in any order, and overlap.
+
+    Only what lies between the lowest and the highest added id is merged; the rest is copied as it is.
+    """
+    added = list(added)
+    if not added:
+        return tuple(intervals)
+    lowest, highest = min(first for first, _ in added), max(last for _, last in added)
+    start = bisect_left(intervals, lowest - 1, key=_last)
+    stop = bisect_right(intervals, highest + 1, key=_first)
+    merged: list[Interval] = []
+    for first, last in sorted((*intervals[start:stop], *added)):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return (*intervals[:start], *merged, *intervals[stop:])
+
+
+def overlapping(intervals: Sequence[Interval], window: Interval) -> Sequence[Interval]:
+    """Those of the intervals that share an id with the window, whole."""
+    start = bisect_left(intervals, window[0], key=_last)
+    return intervals[start : bisect_right(intervals, window[1], start, key=_first)]
+
+
+def overlaps(intervals: Sequence[Interval], window: Interval) -> bool:
+    """Whether one of the intervals shares an id with the window."""
+    at = bisect_left(intervals, window[0], key=_last)
+    return at < len(intervals) and intervals[at][0] <= window[1]
 
 
 def minus(intervals: Iterable[Interval], taken: Sequence[Interval]) -> list[Interval]:
-    """The numbers of the sorted, disjoint intervals that no interval of `taken`, likewise, has."""
+    """The ids of `intervals` that `taken` lacks. Both are sorted and disjoint, and may be adjacent."""
     left: list[Interval] = []
+    at = 0
     for first, last in intervals:
-        for low, high in taken:
-            if high < first or low > last:
-                continue
+        while at < len(taken) and taken[at][1] < first:
+            at += 1
+        while at < len(taken) and taken[at][0] <= last:
+            low, high = taken[at]
             if low > first:
                 left.append((first, low - 1))
             first = high + 1
+            if high > last:
+                # It may reach into the next interval too.
+                break
+            at += 1
         if first <= last:
             left.append((first, last))
     return left
 
 
 def common(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """The numbers that both have."""
-    return [
-        (max(first, low), min(last, high))
-        for first, last in intervals
-        for low, high in others
-        if max(first, low) <= min(last, high)
-    ]
+    """The ids that both have, in pieces that cross no end of either. Both are as in `minus`."""
+    both: list[Interval] = []
+    at = 0
+    for first, last in intervals:
+        while at < len(others) and others[at][1] < first:
+            at += 1
+        while at < len(others) and others[at][0] <= last:
+            low, high = others[at]
+            both.append((max(first, low), min(last, high)))
+            if high > last:
+                # It may reach into the next interval too.
+                break
+            at += 1
+    return both
 
 
 def holes(seen: Sequence[Interval], known: Sequence[Interval]) -> list[Interval]:
-    """The missing numbers: those between the intervals of `seen`, without those of `known`."""
-    between = [(left[1] + 1, right[0] - 1) for left, right in pairwise(seen)]
-    return minus(between, known)
+    """The missing ids: those between the intervals of `seen` that `known` lacks."""
+    return minus(((left[1] + 1, right[0] - 1) for left, right in pairwise(seen)), known)
+
+
+def holes_within(seen: Sequence[Interval], known: Sequence[Interval], window: Interval) -> list[Interval]:
+    """Those missing ids of `holes(seen, known)` that the window has.
+
+    It looks only at what overlaps the window, and finds that by bisection.
+    """
+    first, last = window
+    found: list[Interval] = []
+    # The hole before an interval that ends before the window is not in the window; before the first one there is none.
+    for right in range(max(1, bisect_left(seen, first, key=_last)), len(seen)):
+        hole = (max(first, seen[right - 1][1] + 1), min(last, seen[right][0] - 1))
+        if hole[0] > last:
+            break
+        if hole[0] <= hole[1]:
+            found += minus([hole], overlapping(known, hole))
+    return found
+
+
+def _first(interval: Interval) -> int:
+    return interval[0]
+
+
+def _last(interval: Interval) -> int:
+    return interval[1]

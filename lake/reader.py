@@ -11,8 +11,8 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
+from lake.delta.timeouts import answered
 from lake.tables import GOLD_PRICE_1M, GOLD_TOP_MOVERS, TABLES, TOP_MOVERS, Table
-from lake.timeouts import answered
 
 
 class NoSuchTable(LookupError):

@@ -3,22 +3,68 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 
 from conf.settings import Settings
-from lake.alerts import Rule
-from lake.metrics import GoldRules
+from lake.contract import TickRules
+from lake.times import BUCKET_SECONDS
+
+
+@dataclass(frozen=True)
+class AlertRule:
+    """An episode opens at a change above threshold_pct (a decimal) within window_seconds, and not in the cooldown."""
+
+    threshold_pct: Decimal = Decimal(2)
+    window_seconds: int = 10
+    cooldown_seconds: int = 60
+
+    @property
+    def threshold(self) -> Fraction:
+        return Fraction(self.threshold_pct) / 100
+
+    @property
+    def reach(self) -> int:
+        """So many buckets before its own a tick's window reaches into."""
+        return -(-self.window_seconds // BUCKET_SECONDS)
+
+
+@dataclass(frozen=True)
+class GoldRules:
+    """Those of gold. symbols: by `source:asset` the one symbol that feeds gold; other pairs: every symbol does."""
+
+    symbols: Mapping[str, str] = field(default_factory=dict)
+    future_tolerance_seconds: float = 5.0
+    volatility_seconds: int = 60
+    alerts: AlertRule = field(default_factory=AlertRule)
+
+    @property
+    def volatility_buckets(self) -> int:
+        return self.volatility_seconds // BUCKET_SECONDS
+
+
+def tick_rules(settings: Settings) -> TickRules:
+    """Those of a tick."""
+    return TickRules(
+        rejects_topic=settings.rejects_topic,
+        gaps_topic=settings.gaps_topic,
+        future_tolerance_seconds=settings.future_tolerance_seconds,
+        receipt_tolerance_seconds=settings.receipt_tolerance_seconds,
+    )
 
 
 def gold_rules(settings: Settings) -> GoldRules:
     """Those of gold."""
-    alerts = Rule(settings.alert_threshold_pct, settings.alert_window_seconds, settings.alert_cooldown_seconds)
+    alerts = AlertRule(settings.alert_threshold_pct, settings.alert_window_seconds, settings.alert_cooldown_seconds)
     return GoldRules(settings.gold_symbols, settings.future_tolerance_seconds, settings.volatility_seconds, alerts)
 
 
 # The property of silver.ticks that says by which settings the tables were made.
 PROPERTY = "tickhouse.settings"
 DECIDING = (
-    *("future_tolerance_seconds", "gold_symbols", "volatility_seconds"),
+    *("future_tolerance_seconds", "receipt_tolerance_seconds", "gold_symbols", "volatility_seconds"),
     *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds"),
 )
 

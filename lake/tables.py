@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Literal
 
+# Of the tables' columns, their meaning, and the rules by which rows are made; batch/migrate.py takes a lake forward.
+# 1: the first. 2: gold.price_5s, volume_sum; ids, times and receipts in stated ranges (lake.contract).
+VERSION = 2
 PRICE = "DECIMAL(28,12)"
 _MICROSECOND = timedelta(microseconds=1)
 # First by gold time, then by what the venue and the ingester number: a total order of one instrument's ticks.
@@ -46,7 +50,10 @@ class Table:
     partitioned_by: tuple[str, ...] = ()
     # Columns with file statistics, which is what reads and merges are pruned by; others would cost time at each write.
     statistics: tuple[str, ...] = ()
-    # A table that rows are folded into keeps them in files of one span of `file_time` each; None: in one file.
+    # The program that writes it; `streamed`: with each micro-batch, by the lake's one writer.
+    owner: str = "streaming/ticks.py"
+    kind: Literal["streamed", "batch"] = "streamed"
+    # Rows that change: a span of `file_time` is in one file, and a file has whole spans. None: all rows are one span.
     file_time: str = ""
     file_span: timedelta | None = None
     # How long a row's window is, where it is always the same.
@@ -71,8 +78,14 @@ class Table:
         return ", ".join(f"{column.name} {column.type}" for column in self.columns if column.name in names)
 
     def span(self, micros: int) -> int:
-        """The number of the span of time that a file with rows of this time is of; microseconds since 1970."""
-        return 0 if self.file_span is None else micros // (self.file_span // _MICROSECOND)
+        """The number of the span that a row of this time is of; microseconds since 1970."""
+        return 0 if self.file_span is None else micros // self.span_micros
+
+    @property
+    def span_micros(self) -> int:
+        """How long a span is, in microseconds."""
+        assert self.file_span is not None, f"{self.qualified_name} is one span"
+        return self.file_span // _MICROSECOND
 
     @property
     def window_micros(self) -> int:
@@ -179,12 +192,14 @@ SILVER_GAPS = Table(
         Column("filled_at", "TIMESTAMP", "when the ticks had come", nullable=True),
         Column("filled_by", "STRING", "what brought them", nullable=True),
     ),
-    statistics=("gap_id", "source", "symbol"),
+    statistics=("gap_id", "source", "symbol", "detected_at"),
+    file_time="detected_at",
+    file_span=timedelta(hours=1),
 )
 
 
-def _prices(name: str, period: str, window: timedelta, file_span: timedelta) -> Table:
-    """gold.price_1m, or one like it of longer windows."""
+def _prices(name: str, period: str, window: timedelta) -> Table:
+    """gold.price_1m, or one like it of other windows."""
     return Table(
         "gold",
         name,
@@ -220,21 +235,30 @@ def _prices(name: str, period: str, window: timedelta, file_span: timedelta) -> 
             ),
             Column("open_order", TICK_ORDER, "for merging: place of the first tick"),
             Column("close_order", TICK_ORDER, "for merging: place of the last tick"),
+            Column(
+                "volume_sum",
+                "DECIMAL(38,12)",
+                "for merging: sum of quantities, also where volume has no room for it; null if no tick has one, and in "
+                "rows of a lake's first version, where volume holds it",
+                nullable=True,
+            ),
         ),
         partitioned_by=("window_date",),
         statistics=("source", "asset", "window_start", "updated_at"),
         file_time="window_start",
-        file_span=file_span,
+        file_span=window,
         window=window,
     )
 
 
-GOLD_PRICE_1M = _prices("price_1m", "minute", timedelta(minutes=1), timedelta(minutes=10))
-GOLD_PRICE_5M = _prices("price_5m", "five minutes", timedelta(minutes=5), timedelta(hours=1))
-GOLD_PRICE_1H = _prices("price_1h", "hour", timedelta(hours=1), timedelta(days=1))
-GOLD_PRICE_1D = _prices("price_1d", "day", timedelta(days=1), timedelta(days=1))
-# Each from the one before it.
-GOLD_PRICES = (GOLD_PRICE_1M, GOLD_PRICE_5M, GOLD_PRICE_1H, GOLD_PRICE_1D)
+# The mergeable state of gold: what is derived from ticks is derived from these rows.
+GOLD_PRICE_5S = _prices("price_5s", "five seconds", timedelta(seconds=5))
+GOLD_PRICE_1M = _prices("price_1m", "minute", timedelta(minutes=1))
+GOLD_PRICE_5M = _prices("price_5m", "five minutes", timedelta(minutes=5))
+GOLD_PRICE_1H = _prices("price_1h", "hour", timedelta(hours=1))
+GOLD_PRICE_1D = _prices("price_1d", "day", timedelta(days=1))
+# Each from the one before it; from the minute on seconds later than the micro-batch.
+GOLD_PRICES = (GOLD_PRICE_5S, GOLD_PRICE_1M, GOLD_PRICE_5M, GOLD_PRICE_1H, GOLD_PRICE_1D)
 
 GOLD_ROLLING_PRICE = Table(
     "gold",
@@ -259,7 +283,7 @@ GOLD_ROLLING_PRICE = Table(
     ),
     statistics=("source", "asset", "as_of"),
     file_time="as_of",
-    file_span=timedelta(minutes=10),
+    file_span=timedelta(seconds=5),
 )
 
 GOLD_CURRENT_PRICE = Table(
@@ -300,9 +324,9 @@ GOLD_ALERTS = Table(
         Column("closed_at", "TIMESTAMP", "gold time of the tick that closed it; null while it is open", nullable=True),
         Column("updated_at", "TIMESTAMP", "when the micro-batch that last changed the row began"),
     ),
-    statistics=("source", "asset", "opened_at"),
+    statistics=("source", "asset", "opened_at", "closed_at"),
     file_time="opened_at",
-    file_span=timedelta(days=1),
+    file_span=timedelta(hours=1),
 )
 
 QUALITY_RESULTS = Table(
@@ -310,6 +334,8 @@ QUALITY_RESULTS = Table(
     "results",
     "A check's verdict",
     key=("run_id", "expectation", "column_name"),
+    owner="batch/check_quality.py and batch/prove.py",
+    kind="batch",
     columns=(
         Column("run_id", "STRING", "one run of a check"),
         Column("checked_at", "TIMESTAMP", "when the run began"),
@@ -344,3 +370,4 @@ TABLES = (
     *GOLD,
     QUALITY_RESULTS,
 )
+STREAMED = tuple(table for table in TABLES if table.kind == "streamed")

@@ -6,49 +6,47 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from pyspark import inheritable_thread_target
+import polars as pl
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from lake.commits import DataFile
-from lake.files import content
-from lake.gaps import Gap, reconciled, unfilled
-from lake.gold import Gold
-from lake.intervals import Instrument, holes
-from lake.rows import Batch, Rows, gap_rows
-from lake.rules import PROPERTY, deciding, differences, gold_rules
-from lake.seen import Found, Seen, strays, summary
-from lake.sinks import Sink
-from lake.staging import Plan, Staged, stage
-from lake.store import Store
-from lake.summaries import EPOCH
+from lake.delta.files import Files, files_of
+from lake.delta.log import Action
+from lake.delta.slices import Batch, Changes, Sink, Slices
+from lake.delta.version import check_version
+from lake.delta.writer import Fenced, LakeWriter, create_table
+from lake.gold.rollup import RollUp
+from lake.gold.update import Gold, feeding
+from lake.rules import PROPERTY, deciding, differences, gold_rules, tick_rules
+from lake.silver import state
+from lake.silver.deduplicate import Delta
+from lake.silver.gaps import Gap, InstrumentChange, UnfilledGaps, instrument_changes
+from lake.silver.stage import FEW, Plan, Staged, TickFiles, read_back, stage, without_repeats
+from lake.silver.state import State
 from lake.tables import (
     BRONZE_TICKS,
-    GOLD,
+    GOLD_PRICE_5S,
     SILVER_GAPS,
     SILVER_QUARANTINE,
     SILVER_TICKS,
+    STREAMED,
     TABLES,
     Table,
 )
-from lake.ticks import RECORD, gold_time, judged, quarantined, sorted_out, valid_ticks
-from lake.writer import PROPERTIES, Fenced, LakeWriter, create_table
+from lake.times import MINUTE, SECOND
 
 logger = logging.getLogger(__name__)
 
-STREAMED = (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, SILVER_GAPS, *GOLD)
-
-
-# A micro-batch of fewer records is faster done by one task.
-FEW = 20_000
+# The longer windows follow so long after the first change, and after the last micro-batch.
+ROLL_UP_SECONDS = 10.0
+QUIET_SECONDS = 2.0
 
 
 class CheckpointError(RuntimeError):
@@ -66,33 +64,36 @@ class Lakehouse:
     spark: SparkSession
     settings: Settings
     writer: LakeWriter
-    store: Store
     gold: Gold
-    gaps: Rows[Gap]
+    rollup: RollUp
+    gap_rows: Slices
+    unfilled: UnfilledGaps
+    state: State
     # Its records come from bronze.
     rebuilding: bool = False
-    seen: Seen = field(default_factory=Seen)
-    # Reports of numbers above the newest that silver has seen of their instrument: they count once it has.
-    early: list[Gap] = field(default_factory=list)
-    # When the last micro-batch began: the next one began later, whatever the clock says.
-    began: datetime = EPOCH
+    # Set while no micro-batch is being written.
     idle: threading.Event = field(default_factory=threading.Event)
     last: Batch | None = None
     # How many the last micro-batch had.
     records: int = FEW
-    # What ended the query, where another writer did: Spark hands on only its text.
+    # Set when another writer has fenced this one; Spark re-raises only the message.
     fenced: Fenced | None = None
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _roller: threading.Thread | None = None
 
     def __post_init__(self) -> None:
         self.idle.set()
+        self._rolled_up_at = self._wrote_at = time.monotonic()
 
     def write_batch(self, records: DataFrame, batch: int) -> None:
-        """One micro-batch of Kafka's records (lake.ticks.RECORD) into every table."""
+        """One micro-batch of Kafka's records (lake.contract.RECORD) into every table."""
         self.idle.clear()
         try:
             query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
             assert query, "a micro-batch knows its query"
-            self._write(records, query, batch)
+            with self._writing:
+                self._write(records, query, batch)
         except Fenced as error:
             self.fenced = error
             raise
@@ -101,176 +102,190 @@ class Lakehouse:
 
     def _write(self, records: DataFrame, query: str, number: int) -> None:
         started = time.monotonic()
-        lake, settings = self.writer, self.settings
-        batch = Batch(query, number, max(datetime.now(UTC), self.began + timedelta(microseconds=1)))
-        at, told = batch.at, {"query": query, "batch": number}
+        lake = self.writer
+        batch = Batch(query, number, max(datetime.now(UTC), self.state.began + timedelta(microseconds=1)))
         replayed = number <= lake.batch(SILVER_TICKS)
-        # Silver has all its ticks in the ingester's form, and no others: nothing is to be found out again.
-        known = replayed and bool(lake.metadata(SILVER_TICKS).get("as_staged"))
-        staged = self._staged(records, at, number, but=(SILVER_TICKS,) if known else ())
-        odd = self._judged(staged.odd) if staged.odd else None
-        cached = [] if odd is None else [odd]
-        kinds = {} if odd is None else self._kinds(odd)
-        as_staged = known or (not replayed and "tick" not in kinds and self.seen.has_none_of(staged.overview))
-        with ThreadPoolExecutor(8) as threads:
+        plan = self._plan(batch, replayed)
+        # A small micro-batch is one task, and one file of each table.
+        staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
+        if replayed:
+            ticks, delta = self._of_replay(number, plan), self.state.last
+            after = self.state
+        else:
+            ticks = staged.ticks
+            if repeats := self.state.seen.repeats([part.numbers for part in ticks]):
+                ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
+            delta = self._delta(staged, ticks)
+            after = State(self.state.seen.after(delta), self.state.early, batch.at, delta)
+        reports = [Gap(**asdict(report)) for report in staged.reports]
+        rejected = [((source, symbol, epoch), (number, number)) for source, symbol, epoch, number in staged.rejected]
+        changes = instrument_changes(after.seen.instruments, after.seen.rejected, delta.runs, rejected, reports)
+        if not replayed:
+            after.early = self.state.early.after(changes, reports)
+        summaries = pl.concat([part.summaries for part in ticks]) if ticks else None
+        with ThreadPoolExecutor(4) as threads:
 
-            def start(step: Callable[..., None], *args: object, **options: object) -> Future[None]:
-                running.append(threads.submit(inheritable_thread_target(self.spark)(partial(step, *args, **options))))
-                return running[-1]
+            def start(step: Callable[..., object], *arguments: object, **options: object) -> None:
+                running.append(threads.submit(partial(step, *arguments, **options)))
 
-            running: list[Future[None]] = []
+            running: list[Future[object]] = []
+            metadata: dict[str, Any] = {"delta": delta.to_json(), "at": after.began.isoformat()}
+            if after.early != self.state.early:
+                metadata["early"] = after.early.to_json()
             if not self.rebuilding:
-                start(self._add, staged.of(BRONZE_TICKS), BRONZE_TICKS, **told)
-            if as_staged:
-                found = Found.of(staged.overview, settings.gold_symbols)
-            else:
-                ticks = self._first_of(self._valid(staged.urls(SILVER_TICKS, settings.lake_root), odd), replayed)
-                cached.append(ticks.persist())
-                found = Found().add(summary(ticks, settings.gold_symbols).collect())
-            if odd is not None:
-                found.add(strays(odd, settings.gaps_topic).collect())
-            seen = self.seen.with_found(found)
-            said = [*self.early, *found.reports]
-            early = _early(said, seen)
-            state = {
-                "seen": seen.to_json(),
-                "early": [gap.to_json() for gap in early],
-                "at": at.isoformat(),
-                "as_staged": as_staged,
-            }
-            buckets = found.buckets
-            dirty = self.gold.take(buckets, counted=replayed)
-            start(self.gold.prices, buckets, batch)
-            if as_staged:
-                silver = start(self._add, staged.of(SILVER_TICKS), SILVER_TICKS, **told, **state)
-            else:
-                silver = start(self._append, ticks, SILVER_TICKS, **told, **state)
-            start(self._gaps, found.instruments, said, seen, batch)
-            start(self.gold.rolling, dirty, batch, silver.result)
-            start(self.gold.current, buckets, batch, silver.result)
-            start(self.gold.alerts, dirty, batch, silver.result)
-            if odd is not None and "bad" in kinds:
-                start(self._append, quarantined(odd, at), SILVER_QUARANTINE, **told)
+                start(self._add, staged.of(BRONZE_TICKS), BRONZE_TICKS, batch)
+            start(self._add, staged.of(SILVER_TICKS), SILVER_TICKS, batch, **metadata)
+            if quarantined := staged.of(SILVER_QUARANTINE):
+                start(self._add, quarantined, SILVER_QUARANTINE, batch)
+            start(self._gaps, changes, [*after.early.due, *reports], batch)
+            if summaries is not None:
+                self.rollup.note(self.gold.write(summaries, batch))
             for step in running:
                 step.result()
-        self.gold.roll_up(batch)
-        self.seen, self.early, self.began, self.last = seen, early, at, batch
-        self.records = staged.records
-        for rows in cached:
-            rows.unpersist()
-        for url in (*staged.odd, *(() if as_staged else staged.urls(SILVER_TICKS, settings.lake_root))):
-            self.store.delete(url)
-        logger.info("batch %d: %d records in %.2f s", number, self.records, time.monotonic() - started)
+        self.state, self.last, self.records = after, batch, staged.records
+        self._keep_state(replayed)
+        self._wrote_at = time.monotonic()
+        logger.info("batch %d: %d records in %.2f s", number, self.records, self._wrote_at - started)
 
-    def _staged(self, records: DataFrame, at: datetime, number: int, but: Collection[Table]) -> Staged:
-        """The records as files of bronze and silver, of those that lack the micro-batch, but not of these."""
+    def _plan(self, batch: Batch, replayed: bool) -> Plan:
         settings = self.settings
-        tables = (SILVER_TICKS,) if self.rebuilding else (BRONZE_TICKS, SILVER_TICKS)
-        plan = Plan(
-            store=self.store,
-            root=settings.lake_root,
-            tables=tuple(t for t in tables if t not in but and (t == SILVER_TICKS or number > self.writer.batch(t))),
-            at=at,
-            other_topics=(settings.rejects_topic, settings.gaps_topic),
-            future_tolerance_seconds=settings.future_tolerance_seconds,
-            newest_minutes=self.seen.minutes,
+        tables = (
+            (SILVER_TICKS, SILVER_QUARANTINE) if self.rebuilding else (BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE)
         )
-        records = records.select(*RECORD)
-        # One task and one file a table, where there is not much to do.
-        return stage(records.coalesce(1) if self.records < FEW else records, plan)
+        minutes = self.state.seen.minutes
+        pairs = {"source": [s for s, _ in minutes], "asset": [a for _, a in minutes], "newest": list(minutes.values())}
+        return Plan(
+            files=self.writer.files,
+            root=settings.lake_root,
+            tables=tuple(table for table in tables if batch.number > self.writer.batch(table)),
+            at=batch.at,
+            rules=tick_rules(settings),
+            minutes=pl.DataFrame(pairs, schema={"source": pl.String, "asset": pl.String, "newest": pl.Int64}),
+        )
 
-    def _judged(self, odd: Sequence[str]) -> DataFrame:
-        """The records of these files, each with its tick or what is wrong with it."""
-        settings = self.settings
-        records = self.spark.read.schema(BRONZE_TICKS.schema_of(RECORD)).parquet(*odd)
-        return judged(records, settings.rejects_topic, settings.gaps_topic).persist()
+    def _of_replay(self, number: int, plan: Plan) -> list[TickFiles]:
+        """What silver has got by a micro-batch that is replayed; after a crash gold may lack it."""
+        files = self.writer.files_of(SILVER_TICKS, number)
+        rows = sum(file.rows for file in files)
+        return read_back(self.spark, [file.add for file in files], rows, plan)
 
-    def _kinds(self, judged_records: DataFrame) -> dict[str, int]:
-        """How many of them are of each kind."""
-        settings = self.settings
-        kinds = sorted_out(judged_records, settings.gaps_topic, settings.future_tolerance_seconds).groupBy("kind")
-        return {row["kind"]: row["count"] for row in kinds.count().collect()}
+    def _delta(self, staged: Staged, ticks: Sequence[TickFiles]) -> Delta:
+        minutes: dict[tuple[str, str], int] = {}
+        for part in ticks:
+            rows = feeding(part.summaries, self.settings.gold_symbols).group_by("source", "asset")
+            for source, asset, newest in rows.agg(pl.col("start").max()).rows():
+                second = newest // MINUTE * (MINUTE // SECOND)
+                minutes[source, asset] = max(minutes.get((source, asset), second), second)
+        return self.state.seen.delta([part.numbers for part in ticks], staged.rejected, minutes)
 
-    def _valid(self, staged: Sequence[str], odd: DataFrame | None) -> DataFrame:
-        """silver.ticks without is_late, repeats included: of silver's staged files, and of records that were judged."""
-        settings = self.settings
-        stored = SILVER_TICKS.schema_of([n for n in SILVER_TICKS.column_names if n not in ("event_date", "is_late")])
-        ticks = self.spark.read.schema(stored).parquet(*staged) if staged else self.spark.createDataFrame([], stored)
-        ticks = ticks.withColumn("event_date", F.to_date("event_time"))
-        if odd is None:
-            return ticks
-        return ticks.unionByName(valid_ticks(odd, settings.gaps_topic, settings.future_tolerance_seconds))
-
-    def _append(self, rows: DataFrame, table: Table, **told: Any) -> None:
-        self._has(table, self.writer.append(rows, table, **told))
-
-    def _add(self, files: Sequence[dict[str, Any]], table: Table, **told: Any) -> None:
-        self._has(table, self.writer.add(files, table, **told))
-
-    def _has(self, table: Table, files: Sequence[DataFile]) -> None:
+    def _add(self, actions: Sequence[Action], table: Table, batch: Batch, **metadata: Any) -> None:
         if table == SILVER_TICKS:
-            self.gold.has(files)
+            self.gold.has(self.writer.files_at(table, actions))
+        self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
+
+    def _gaps(
+        self, changes: Mapping[tuple[str, str, int], InstrumentChange], reports: Sequence[Gap], batch: Batch
+    ) -> None:
+        """Bring silver.gaps up to date with what was seen, and what the ingester has reported."""
+        rows = self.unfilled.changes(changes, reports, batch.at)
+        if not rows:
+            return
+        changed = pl.DataFrame([asdict(gap) for gap in rows], schema=self.gap_rows.empty().schema)
+
+        def change(_: pl.DataFrame) -> Changes:
+            return changed, None
+
+        self.gap_rows.update(batch, self.gap_rows.spans_of(changed), change)
+        self.gap_rows.forget_unused()
+        self.unfilled.accept(rows)
+
+    def _keep_state(self, replayed: bool) -> None:
+        version = self.writer.version(SILVER_TICKS)
+        if not replayed and version % state.SNAPSHOT_EVERY == 0:
+            self.writer.in_background(partial(state.keep, self.writer, self.state, version))
+
+    # --- the longer windows, beside the stream
+
+    def start(self) -> None:
+        """Begin to roll up, beside the stream."""
+        self._roller = threading.Thread(target=self._roll_up_when_due, name="roll-up", daemon=True)
+        self._roller.start()
+
+    def _roll_up_when_due(self) -> None:
+        while not self._ended.wait(0.5):
+            now = time.monotonic()
+            long_ago = now - self._rolled_up_at >= ROLL_UP_SECONDS
+            quiet = self.idle.is_set() and now - self._wrote_at >= QUIET_SECONDS
+            if self.rollup.pending and (long_ago or quiet):
+                try:
+                    self.roll_up()
+                except Fenced as error:
+                    self.fenced = error
+                    return
+                except OSError:
+                    logger.exception("the longer windows are not written; they are tried again")
+                self._rolled_up_at = time.monotonic()
+
+    def roll_up(self) -> None:
+        """Bring the longer windows up to date. Raises Fenced, StoreError."""
+        with self._writing:
+            batch = self.last or self._last_written()
+            due = self.rollup.due(batch) if batch else None
+        if due:
+            try:
+                self.rollup.write(due)
+            except BaseException:
+                with self._writing:
+                    self.rollup.retry(due)
+                raise
+
+    def _last_written(self) -> Batch | None:
+        """The last micro-batch of the writer before, if all tables have it: Spark notes that when it is written."""
+        kept, number = self.writer.metadata(SILVER_TICKS), self.writer.batch(SILVER_TICKS)
+        if "query" not in kept or not self.writer.files.exists(f"{self.settings.checkpoint_location}/commits/{number}"):
+            return None
+        return Batch(kept["query"], number, self.state.began)
 
     def finish(self) -> None:
         """After the last micro-batch: the longer windows as of now."""
-        if self.last:
-            self.gold.roll_up(self.last, at_once=True)
-
-    def _gaps(self, instruments: Collection[Instrument], said: Sequence[Gap], seen: Seen, batch: Batch) -> None:
-        """Bring silver.gaps up to date with what was seen of these instruments, and was said of any."""
-        instruments = {*instruments, *(gap.instrument for gap in said if gap.interval)}
-        missing = {
-            instrument: holes(seen.instruments.get(instrument, ()), seen.rejected.get(instrument, ()))
-            for instrument in instruments
-        }
-        known = unfilled(self.gaps.load([0])[0].values())
-        changed = {gap.gap_id: gap for gap in reconciled(known, missing, said, batch.at)}
-        if changed:
-            self.gaps.update(batch, [0], lambda _, rows: rows.update(changed))
-
-    def _first_of(self, valid: DataFrame, replayed: bool) -> DataFrame:
-        """The ticks that silver does not have yet, each once; of a replayed micro-batch, those that it has by it."""
-        if not replayed:
-            return self.seen.first_deliveries(valid, gold_time())
-        silver = self.spark.read.format("delta").load(SILVER_TICKS.path(self.settings.lake_root))
-        return silver.join(valid, ["kafka_partition", "kafka_offset"], "left_semi")
+        self._ended.set()
+        if self._roller:
+            self._roller.join()
+        if self.last and not self.fenced:
+            self.roll_up()
+            state.keep(self.writer, self.state, self.writer.version(SILVER_TICKS))
 
 
-def _early(said: Iterable[Gap], seen: Seen) -> list[Gap]:
-    """Reports of numbers above the newest that was seen of their instrument."""
-    return [
-        gap
-        for gap in said
-        if gap.interval and gap.status != "filled" and gap.interval[1] > seen.highest(gap.instrument)
-    ]
-
-
-def checkpoint_query(spark: SparkSession, location: str) -> str | None:
+def checkpoint_query(files: Files, location: str) -> str | None:
     """The id of the query whose checkpoint is at location, or None if there is none."""
-    told = content(spark, f"{location}/metadata")
-    return None if told is None else str(json.loads(told)["id"])
+    try:
+        return str(json.loads(files.read(f"{location}/metadata"))["id"])
+    except FileNotFoundError:
+        return None
 
 
-def opened(spark: SparkSession, settings: Settings) -> LakeWriter:
-    """The lake's writer, with tables that are absent created. It has not claimed the lake yet."""
+def opened(settings: Settings) -> LakeWriter:
+    """The lake's writer, with tables that are absent created. It has not claimed the lake yet. Raises OtherVersion."""
+    files = files_of(settings.lake_root, str(settings.webhdfs_url))
+    # A rebuild makes silver and gold by the rules of today.
+    check_version(files, settings.lake_root, BRONZE_TICKS if settings.rebuild else SILVER_TICKS)
 
     def create(table: Table) -> None:
         made_by = {PROPERTY: deciding(settings)} if table == SILVER_TICKS else {}
-        streamed = PROPERTIES if table in STREAMED else {}
-        create_table(spark, table, settings.lake_root, {**made_by, **streamed})
+        create_table(files, table, settings.lake_root, made_by)
 
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(8) as threads:
         list(threads.map(create, TABLES))
-    return LakeWriter(spark, settings.lake_root, STREAMED)
+    return LakeWriter(files, settings.lake_root, STREAMED)
 
 
 def resume(spark: SparkSession, settings: Settings, sink: Sink | None = None) -> Lakehouse:
     """Open the lake for writing, with tables that are absent created, and take up what the last micro-batch left.
 
     Raises CheckpointError if the tables were written by the query of another checkpoint, SettingsChanged if by other
-    settings of those that decide what they hold.
+    settings of those that decide what they hold, OtherVersion if by another version of the suite.
     """
-    lake = opened(spark, settings)
+    lake = opened(settings)
     made_by = lake.property(SILVER_TICKS, PROPERTY)
     if made_by and (others := differences(made_by, settings)):
         raise SettingsChanged(
@@ -278,7 +293,7 @@ def resume(spark: SparkSession, settings: Settings, sink: Sink | None = None) ->
             "or let --rebuild make silver and gold anew from bronze, or use another lake_root."
         )
     written_by = {str(query) for table in STREAMED if (query := lake.metadata(table).get("query"))}
-    if written_by and written_by != {checkpoint_query(spark, settings.checkpoint_location)}:
+    if written_by and written_by != {checkpoint_query(lake.files, settings.checkpoint_location)}:
         raise CheckpointError(
             f"the tables in {settings.lake_root} were written from another checkpoint than "
             f"{settings.checkpoint_location}: going on would write records twice. "
@@ -289,16 +304,24 @@ def resume(spark: SparkSession, settings: Settings, sink: Sink | None = None) ->
 
 
 def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: Sink | None = None) -> Lakehouse:
-    """Claim the lake, and take up what the last micro-batch left."""
+    """Claim the lake, and take up what the last micro-batch left. Raises StateLost."""
     lake.claim()
-    kept = lake.metadata(SILVER_TICKS)
-    seen = Seen.from_json(kept["seen"]) if "seen" in kept else Seen()
-    store = Store.of(settings.lake_root, str(settings.webhdfs_url))
+    kept = state.restore(lake)
+    minutes = dict(kept.seen.minutes)
+    if lake.batch(GOLD_PRICE_5S) < lake.batch(SILVER_TICKS):
+        # Silver has a micro-batch that gold lacks.
+        for pair, _, before in kept.last.minutes:
+            if before is None:
+                del minutes[pair]
+            else:
+                minutes[pair] = before
+    gold = Gold(lake, gold_rules(settings), minutes, sink)
+    gaps = Slices(lake, SILVER_GAPS)
+    unfilled = [
+        Gap(**row) for row in gaps.rows_of(lake.live(SILVER_GAPS).all()).to_dicts() if row["status"] != "filled"
+    ]
     return Lakehouse(
-        *(spark, settings, lake, store),
-        gaps=gap_rows(spark, lake),
-        gold=Gold(spark, settings.lake_root, lake, store, gold_rules(settings), seen.minutes, sink=sink),
-        seen=seen,
-        early=[Gap.from_json(gap) for gap in kept.get("early", [])],
-        began=datetime.fromisoformat(kept["at"]) if "at" in kept else EPOCH,
+        *(spark, settings, lake, gold, RollUp(lake, gold.minutes, sink), gaps),
+        unfilled=UnfilledGaps(unfilled),
+        state=kept,
     )

@@ -11,15 +11,23 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
+from lake.contract import RECORD
+from lake.delta.files import Files
+from lake.delta.version import PROPERTY as VERSION_PROPERTY
 from lake.rules import PROPERTY, deciding
+from lake.silver.stage import RECORDS_A_TASK
 from lake.tables import (
     BRONZE_TICKS,
     SILVER_QUARANTINE,
     SILVER_TICKS,
+    STREAMED,
+    VERSION,
 )
-from streaming.lakehouse import STREAMED, lakehouse, opened
+from streaming.lakehouse import lakehouse, opened
 
 logger = logging.getLogger(__name__)
+
+PLACE = ("topic", "partition", "offset")
 
 
 def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]]:
@@ -27,7 +35,7 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
 
     The checkpoint, if there is one, is put aside. If this ends half-way, it is to be run again. Raises Expired.
     """
-    lake = opened(spark, settings)
+    lake = opened(settings)
     records = spark.read.format("delta").load(BRONZE_TICKS.path(settings.lake_root))
     follows = following(settings, records)
     lake.claim()
@@ -39,38 +47,41 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
             lake.empty(table)
     for table in (SILVER_TICKS, SILVER_QUARANTINE):
         name, made_by = f"delta.`{table.path(settings.lake_root)}`", deciding(settings).replace("'", "\\'")
-        properties = f"'delta.appendOnly' = 'true', '{PROPERTY}' = '{made_by}'"
+        properties = f"'delta.appendOnly' = 'true', '{PROPERTY}' = '{made_by}', '{VERSION_PROPERTY}' = '{VERSION}'"
         spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({properties})")
     house = lakehouse(spark, settings, lake)
     house.rebuilding = True
     # As they came: what one or a few micro-batches brought at a time.
+    records = records.select(*RECORD, "ingested_at")
     minutes = records.select((F.unix_timestamp("ingested_at") / 60).cast("bigint").alias("minute")).groupBy("minute")
     spark.sparkContext.setLocalProperty("sql.streaming.queryId", "rebuild")
     parts = slices(minutes.count().orderBy("minute").toLocalIterator(), settings.max_offsets_per_trigger)
-    for number, (first, last) in enumerate(parts):
+    for number, (first, last, count) in enumerate(parts):
         within = (F.col("ingested_at") >= F.timestamp_seconds(F.lit(first * 60))) & (
             F.col("ingested_at") < F.timestamp_seconds(F.lit(last * 60 + 60))
         )
-        house.write_batch(records.where(within), number)
+        # As Kafka's reader gives them: each task a contiguous range of a partition.
+        tasks = records.where(within).repartitionByRange(-(-count // RECORDS_A_TASK), *PLACE)
+        house.write_batch(tasks.sortWithinPartitions(*PLACE), number)
     house.finish()
-    put_aside(spark, settings.checkpoint_location)
+    put_aside(lake.files, settings.checkpoint_location)
     for table in STREAMED:
         lake.forget(table)
     logger.info("silver and gold are made anew from bronze")
     return follows
 
 
-def slices(minutes: Iterable[Row], most: int) -> Iterator[tuple[int, int]]:
-    """(first, last) of runs of minutes with about `most` records at most; minutes are rows of minute and count."""
+def slices(minutes: Iterable[Row], most: int) -> Iterator[tuple[int, int, int]]:
+    """(first, last, records) of runs of minutes with about `most` records at most; rows of minute and count."""
     first, last, records = None, 0, 0
     for minute, count in minutes:
         if first is not None and records + count > most:
-            yield first, last
+            yield first, last, records
             first, records = None, 0
         first = minute if first is None else first
         last, records = minute, records + count
     if first is not None:
-        yield first, last
+        yield first, last, records
 
 
 class Expired(RuntimeError):
@@ -101,11 +112,7 @@ def following(settings: Settings, bronze_records: DataFrame) -> dict[str, dict[s
         consumer.close()
 
 
-def put_aside(spark: SparkSession, location: str) -> None:
+def put_aside(files: Files, location: str) -> None:
     """Rename a checkpoint, if there is one."""
-    jvm = spark._jvm
-    assert jvm is not None
-    path = jvm.org.apache.hadoop.fs.Path(location)
-    files = path.getFileSystem(spark._jsc.hadoopConfiguration())
-    if files.exists(path):
-        files.rename(path, path.suffix(f".before-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+    if files.exists(location):
+        files.rename(location, f"{location}.before-{datetime.now(UTC):%Y%m%dT%H%M%S}")

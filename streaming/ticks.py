@@ -1,8 +1,8 @@
 """From Kafka to the lake, exactly once: bronze, silver and gold in one query.
 
 In:  Kafka topics of ticks, rejects and gaps.
-Out: bronze.ticks, silver.ticks, silver.quarantine, silver.gaps, gold.price_1m, price_5m, price_1h, price_1d,
-     rolling_price, current_price, alerts.
+Out: bronze.ticks, silver.ticks, silver.quarantine, silver.gaps, gold.price_5s, price_1m, price_5m, price_1h,
+     price_1d, rolling_price, current_price, alerts.
 
     ./spark-submit.sh streaming/ticks.py
     ./spark-submit.sh streaming/ticks.py --once        # what Kafka holds now, then end
@@ -14,9 +14,10 @@ A micro-batch appends its records to bronze, its new valid ticks to silver, the 
 up to date by its ticks' summaries. If the job dies in between, the next one replays the batch: what is there stays,
 the rest is written. SIGTERM and SIGINT end it after the micro-batch in hand.
 
-Exit codes: 0 ended as told, 1 the query failed, 2 a wrong setting, or others than the tables were made by, or tables
-with features of Delta that it cannot write, 3 the checkpoint is not that of the lake's tables, or Kafka has no longer
-what follows bronze, 4 another writer has the lake, or has taken it over.
+Exit codes: 0 ended by a signal or --once, 1 the query failed, 2 a wrong setting, or others than the tables were made
+by, or tables of another version or with features of Delta that it cannot write, 3 the checkpoint is not that of the
+lake's tables, or the state in their log is lost, or Kafka has no longer what follows bronze, 4 another writer has the
+lake, or has taken it over.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from hdfs import HdfsError
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
-from requests import RequestException
 
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
-from lake.commits import CannotWrite
-from lake.lease import LakeInUse, Lease
+from lake.delta.files import StoreError, UnknownStore, files_of
+from lake.delta.lease import LakeInUse, Lease
+from lake.delta.log import CannotWrite
+from lake.delta.slices import Sink
+from lake.delta.version import OtherVersion
+from lake.delta.writer import Fenced
+from lake.gold.sinks import Console, PlainParquet
 from lake.rules import DECIDING
-from lake.sinks import Console, PlainParquet, Sink
-from lake.staging import RECORDS_A_TASK
-from lake.store import Store, UnknownStore
-from lake.writer import Fenced
+from lake.silver.stage import RECORDS_A_TASK
+from lake.silver.state import StateLost
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
 from streaming.rebuild import Expired, rebuild
 
@@ -84,28 +86,39 @@ def start(
 
 
 def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> None:
-    """Wait until the query ends, or until it is told to stop and the micro-batch in hand is written."""
+    """Wait until the query ends, or until `stop` is set and the micro-batch in hand is written. Raises Fenced."""
+    lakehouse.start()
     while not query.awaitTermination(1):
         # Stopping a query while its callback runs fills the log with errors of the callback's own making.
-        if stop.is_set() and lakehouse.idle.wait(60):
+        if (stop.is_set() or lakehouse.fenced) and lakehouse.idle.wait(60):
             query.stop()
             break
     lakehouse.finish()
     lakehouse.writer.close()
+    if lakehouse.fenced:
+        raise lakehouse.fenced
 
 
-def sink_of(spark: SparkSession, wanted: Sequence[str] | None) -> Sink | None:
+def sink_of(settings: Settings, wanted: Sequence[str] | None) -> Sink | None:
     if not wanted:
         return None
-    return Console() if wanted[0] == "console" else PlainParquet(spark, wanted[1])
+    if wanted[0] == "console":
+        return Console()
+    return PlainParquet(files_of(wanted[1], str(settings.webhdfs_url)), wanted[1])
 
 
-def unreachable(store: Store, url: str) -> str | None:
-    """What keeps executors from writing where the driver has just written a file; None if nothing does."""
-    try:
-        return None if store.has(url) else f"there is no {url}"
-    except (HdfsError, RequestException) as error:
-        return f"it does not answer ({error})"
+def spark_sees(spark: SparkSession, url: str) -> bool:
+    """Whether there is a file for Spark too, which reaches lake_root by another way than webhdfs_url."""
+    jvm = spark._jvm
+    assert jvm is not None
+    path = jvm.org.apache.hadoop.fs.Path(url)
+    return bool(path.getFileSystem(spark._jsc.hadoopConfiguration()).exists(path))
+
+
+def end_on_signals(stop: threading.Event) -> None:
+    """Let SIGINT and SIGTERM set `stop`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,31 +143,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if own.sink and (own.sink[0], len(own.sink)) not in (("console", 1), ("parquet", 2)):
         parser.error(f"--sink {' '.join(own.sink)}: write console, or parquet and a path")
     try:
-        store = Store.of(settings.lake_root, str(settings.webhdfs_url))
+        files = files_of(settings.lake_root, str(settings.webhdfs_url))
+        sink = sink_of(settings, own.sink)
     except UnknownStore as error:
         parser.error(str(error))
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    end_on_signals(stop)
     spark = SparkSession.builder.appName("tickhouse ticks").getOrCreate()
-    lease = Lease(spark, settings.lake_root)
+    # Spark has put a handler of its own in the place of ours.
+    end_on_signals(stop)
+    lease = Lease(files, settings.lake_root)
     try:
         lease.acquire()
-        if complaint := unreachable(store, lease.url):
+        if not spark_sees(spark, lease.url):
             logger.error(
-                "webhdfs_url is %s, and %s: it must be WebHDFS of the file system that lake_root is on",
-                *(settings.webhdfs_url, complaint),
+                "webhdfs_url is %s, and what is written there is not at %s: it must be WebHDFS of the file system that "
+                "lake_root is on",
+                *(settings.webhdfs_url, lease.url),
             )
             return USAGE_ERROR
         follows = rebuild(spark, settings) if settings.rebuild else None
-        sink = sink_of(spark, own.sink)
         lakehouse = resume(spark, settings, sink)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
         run(start(spark, settings, lakehouse, follows), lakehouse, stop)
-    except (SettingsChanged, CannotWrite) as error:
+    except (SettingsChanged, OtherVersion, CannotWrite) as error:
         logger.error("%s", error)
         return USAGE_ERROR
-    except (CheckpointError, Expired) as error:
+    except (CheckpointError, StateLost, Expired) as error:
         logger.error("%s", error)
         return WRONG_CHECKPOINT
     except LakeInUse as error:
@@ -163,6 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Fenced as error:
         logger.error("%s; this one wrote nothing since", error)
         return FENCED
+    except StoreError as error:
+        logger.error("the lake's files cannot be reached (lake_root, webhdfs_url): %s", error)
+        return 1
     except StreamingQueryException as error:
         if lakehouse.fenced:
             logger.error("%s; this one wrote nothing since", lakehouse.fenced)
@@ -177,6 +195,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for name in ("py4j", "hdfs"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     sys.exit(main())

@@ -23,8 +23,8 @@ from conf.settings import PROJECT
 SHIPPED = PROJECT / ".tickhouse" / "ship"
 # What the jobs of a folder import; what those need in turn is found out. Spark wants pandas for Arrow.
 IMPORTED = {
-    "streaming": ("pydantic", "delta-spark", "deltalake", "hdfs", "tenacity", "kafka-python", "pyarrow", "pandas"),
-    "batch": ("pydantic", "delta-spark", "deltalake", "hdfs", "tenacity", "pyarrow", "great-expectations"),
+    "streaming": ("pydantic", "urllib3", "tenacity", "kafka-python", "pyarrow", "pandas", "polars"),
+    "batch": ("pydantic", "urllib3", "tenacity", "pyarrow", "pandas", "polars", "great-expectations"),
 }
 SHIPPED_BY_SPARK = {"pyspark", "py4j"}
 

@@ -1,30 +1,100 @@
-"""Micro-batches without Kafka: records in, and what the tables hold then."""
+"""Micro-batches without Kafka, and mostly without Spark: records in, and what the tables hold then.
+
+A micro-batch needs Spark only to run its tasks. `WithoutSpark` and `Records` run them here, one after the other, in
+milliseconds instead of seconds: the lakehouse, what executors do, and the tables are the real ones.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
+import pyarrow as pa
+from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
-from lake.sinks import Sink
+from lake.contract import RECORD
+from lake.delta.slices import Sink
 from streaming.lakehouse import Lakehouse, resume
 from tests.oracle import Record
+from tests.ticks import arrow_records
 
 START = datetime(2024, 8, 9, 23, 50, tzinfo=UTC)
+QUERY = "q"
+
+
+class WithoutSpark:
+    """What the lakehouse needs of a Spark session, and of its context."""
+
+    @property
+    def sparkContext(self) -> WithoutSpark:
+        return self
+
+    def getLocalProperty(self, name: str) -> str:
+        assert name == "sql.streaming.queryId"
+        return QUERY
+
+    def parallelize(self, items: Iterable[Any], parts: int) -> _Items:
+        return _Items(list(items))
+
+
+@dataclass(frozen=True)
+class _Items:
+    """What the lakehouse needs of an RDD."""
+
+    items: list[Any]
+
+    def map(self, task: Callable[[Any], Any]) -> _Items:
+        task = sent(task)
+        return _Items([task(sent(item)) for item in self.items])
+
+    def collect(self) -> list[Any]:
+        return self.items
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the lakehouse needs of a DataFrame of Kafka's records.
+
+    tasks: by so many they are read, each of which has a contiguous range of them.
+    """
+
+    records: Sequence[Record]
+    tasks: int
+
+    def coalesce(self, _: int) -> Records:
+        return self
+
+    def mapInArrow(self, task: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]], _: str) -> _Items:
+        in_order = sorted(self.records, key=lambda record: record.place)
+        rows = arrow_records(in_order).select(RECORD)
+        each = -(-len(in_order) // self.tasks) or 1
+        task = sent(task)
+        # A task without records has no batch, as in Spark.
+        parts = [rows.slice(n * each, each) for n in range(self.tasks)]
+        return _Items([row for part in parts for out in task(iter(part.to_batches())) for row in out.to_pylist()])
+
+
+def sent(what: Any) -> Any:
+    """As an executor gets it."""
+    return pickle.loads(cloudpickle.dumps(what))  # type: ignore[no-untyped-call]
 
 
 def checkpoint_of(folder: Path, query: str) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "metadata").write_text(json.dumps({"id": query}))
 
 
 def frame(spark: SparkSession, records: list[Record]) -> DataFrame:
-    """A micro-batch, as the lakehouse takes it."""
+    """A micro-batch, as Spark hands it to the lakehouse."""
     return spark.createDataFrame(
         [
             (None, None if r.value is None else bytearray(r.value), r.topic, r.partition, r.offset, r.kafka_timestamp)
@@ -32,6 +102,17 @@ def frame(spark: SparkSession, records: list[Record]) -> DataFrame:
         ],
         "key BINARY, value BINARY, topic STRING, partition INT, offset BIGINT, kafka_timestamp TIMESTAMP",
     )
+
+
+def in_kafka(values: Iterable[bytes | None], topic: str = "ticks", partition: int = 0, first: int = 0) -> list[Record]:
+    """Values as records of one Kafka partition."""
+    return [Record(topic, partition, offset, None, value) for offset, value in enumerate(values, first)]
+
+
+def pieces(records: Sequence[Record], chance: random.Random, count: int) -> list[list[Record]]:
+    """The records as so many micro-batches of random sizes."""
+    cuts = [0, *sorted(chance.sample(range(1, len(records)), count - 1)), len(records)]
+    return [list(records[begin:end]) for begin, end in itertools.pairwise(cuts)]
 
 
 def market(chance: random.Random) -> list[bytes]:
@@ -65,19 +146,41 @@ def market(chance: random.Random) -> list[bytes]:
     return [value for _, value in ticks]
 
 
-def lake_in(folder: Path, spark: SparkSession) -> Settings:
-    """An empty lake, and the checkpoint of query q."""
-    checkpoint_of(folder / "checkpoint", "q")
-    spark.sparkContext.setLocalProperty("sql.streaming.queryId", "q")
-    return Settings(lake_root=f"file:{folder / 'lake'}", checkpoint=f"file:{folder / 'checkpoint'}")
+def lake_in(folder: Path, spark: SparkSession | None = None, **settings: Any) -> Settings:
+    """An empty lake, and the checkpoint of the query that writes it."""
+    checkpoint_of(folder / "checkpoint", QUERY)
+    if spark:
+        spark.sparkContext.setLocalProperty("sql.streaming.queryId", QUERY)
+    return Settings(lake_root=f"file:{folder / 'lake'}", checkpoint=f"file:{folder / 'checkpoint'}", **settings)
+
+
+def opened(settings: Settings, spark: SparkSession | None = None, sink: Sink | None = None) -> Lakehouse:
+    """The lakehouse, as a driver opens it that starts."""
+    return resume(spark or cast(SparkSession, WithoutSpark()), settings, sink)
+
+
+def write_one(lakehouse: Lakehouse, records: list[Record], batch: int, tasks: int = 1) -> None:
+    """A micro-batch without Spark."""
+    lakehouse.write_batch(cast(DataFrame, Records(records, tasks)), batch)
 
 
 def write(
-    spark: SparkSession, settings: Settings, parts: Sequence[list[Record]], first: int = 0, sink: Sink | None = None
+    spark: SparkSession | None,
+    settings: Settings,
+    parts: Sequence[list[Record]],
+    first: int = 0,
+    sink: Sink | None = None,
+    tasks: int = 1,
 ) -> Lakehouse:
-    """Each part as a micro-batch, from the one numbered `first` on."""
-    lakehouse = resume(spark, settings, sink)
+    """Each part as a micro-batch, from the one numbered `first` on, by a driver that starts before and ends after.
+
+    spark: None: without Spark, in so many tasks.
+    """
+    lakehouse = opened(settings, spark, sink)
     for batch, part in enumerate(parts, first):
-        lakehouse.write_batch(frame(spark, part), batch)
+        if spark:
+            lakehouse.write_batch(frame(spark, part), batch)
+        else:
+            write_one(lakehouse, part, batch, tasks)
     lakehouse.finish()
     return lakehouse

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,11 +37,22 @@ from tests.oracle_gold import (
     windows_of,
 )
 
+# [0-9] and not \d, which takes the digits of every script.
 NAME = re.compile(r"[A-Za-z0-9/._-]{1,64}")
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)")
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})")
+# Corrected: an exponent has at most three digits, and a minus is refused even before a zero, as the Spark judge did.
+NUMBER = re.compile(r"[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+# Corrected: no text is looked at beyond a bounded length. What is longer breaks the rule of its field.
+LONGEST_VALUE = 2**20
+LONGEST_NUMBER = 128
+DEEPEST_JSON = 64
 DIGITS_BEFORE_POINT = 16
 NOTIONAL_LIMIT = 10**20
+NOTIONAL_DIGITS_AFTER_POINT = 18
+# Corrected: any integer of 64 bits was a number of a trade, and any year of four digits a time.
+NUMBERS_OF_TRADES = range(10**18)
+FIRST_TIME, END_OF_TIMES = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+FUTURE_TOLERANCE, RECEIPT_TOLERANCE = timedelta(seconds=5), timedelta(days=1)
 ASSETS = {
     "BTCUSDT": "bitcoin",
     "ETHUSDT": "ethereum",
@@ -50,7 +61,16 @@ ASSETS = {
     "DOGEUSDT": "dogecoin",
 }
 
-Json = None | bool | int | str | Decimal | list["Json"] | dict[str, "Json"]
+
+@dataclass(frozen=True)
+class Digits:
+    """A number of JSON as it is written; whole: without point and exponent."""
+
+    text: str
+    whole: bool
+
+
+Json = None | bool | str | Digits | list["Json"] | dict[str, "Json"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,9 @@ class Record:
     key: bytes | None
     value: bytes | None
     kafka_timestamp: datetime = datetime(2024, 1, 1, tzinfo=UTC)
+    # When bronze took it. The default is after every receipt, so that none is too far ahead of it. It depends on when
+    # the job ran, so it is no part of the row that bronze must hold.
+    ingested_at: datetime = field(default=END_OF_TIMES - timedelta(days=1), compare=False)
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -117,6 +140,7 @@ class Lake:
     bronze: dict[Hashable, Record] = field(default_factory=dict)
     silver: dict[Hashable, Tick] = field(default_factory=dict)
     quarantine: dict[Hashable, Quarantined] = field(default_factory=dict)
+    price_5s: dict[Hashable, PriceWindow] = field(default_factory=dict)
     price_1m: dict[Hashable, PriceWindow] = field(default_factory=dict)
     price_5m: dict[Hashable, PriceWindow] = field(default_factory=dict)
     price_1h: dict[Hashable, PriceWindow] = field(default_factory=dict)
@@ -134,7 +158,8 @@ class NotATick(ValueError):
 def lake_of(
     records: Iterable[Record],
     *,
-    future_tolerance: timedelta = timedelta(seconds=5),
+    future_tolerance: timedelta = FUTURE_TOLERANCE,
+    receipt_tolerance: timedelta = RECEIPT_TOLERANCE,
     ticks_topic: str = "ticks",
     gaps_topic: str = "gaps",
     gold_symbols: dict[str, str] | None = None,
@@ -147,20 +172,22 @@ def lake_of(
     lake = Lake()
     for record in sorted(records, key=lambda record: record.place):
         lake.bronze[record.place] = record
-        if record.topic == gaps_topic and _is_gap(record.value):
-            continue
-        try:
-            if record.topic != ticks_topic:
-                raise NotATick("gap" if record.topic == gaps_topic else "reject")
-            tick = tick_of(record, future_tolerance)
-        except NotATick as error:
-            lake.quarantine[record.place] = Quarantined(record.value, str(error), *record.place)
-        else:
-            lake.silver.setdefault(tick.event_id, tick)
+        row = row_of(
+            record,
+            future_tolerance=future_tolerance,
+            receipt_tolerance=receipt_tolerance,
+            ticks_topic=ticks_topic,
+            gaps_topic=gaps_topic,
+        )
+        if isinstance(row, Tick):
+            lake.silver.setdefault(row.event_id, row)
+        elif row is not None:
+            lake.quarantine[record.place] = row
     chosen = gold_symbols or {}
     gold = [
         tick for tick in lake.silver.values() if chosen.get(f"{tick.source}:{tick.asset}", tick.symbol) == tick.symbol
     ]
+    lake.price_5s = _by_start(windows_of(gold, timedelta(seconds=5)))
     lake.price_1m = _by_start(windows_of(gold, MINUTE))
     lake.price_5m = _by_start(windows_of(gold, timedelta(minutes=5)))
     lake.price_1h = _by_start(windows_of(gold, timedelta(hours=1)))
@@ -182,16 +209,35 @@ def _by_start(rows: Iterable[PriceWindow]) -> dict[Hashable, PriceWindow]:
     return {(row.source, row.asset, row.window_start): row for row in rows}
 
 
-def tick_of(record: Record, future_tolerance: timedelta) -> Tick:
+def row_of(
+    record: Record,
+    *,
+    future_tolerance: timedelta = FUTURE_TOLERANCE,
+    receipt_tolerance: timedelta = RECEIPT_TOLERANCE,
+    ticks_topic: str = "ticks",
+    gaps_topic: str = "gaps",
+) -> Tick | Quarantined | None:
+    """The row of silver.ticks or silver.quarantine that a record makes; None: it reports a gap."""
+    try:
+        if record.topic == gaps_topic:
+            _require(_is_gap(record.value), "gap")
+            return None
+        _require(record.topic == ticks_topic, "reject")
+        return tick_of(record, future_tolerance, receipt_tolerance)
+    except NotATick as error:
+        return Quarantined(record.value, str(error), *record.place)
+
+
+def tick_of(record: Record, future_tolerance: timedelta, receipt_tolerance: timedelta = RECEIPT_TOLERANCE) -> Tick:
     """The tick that a record of topic ticks holds. Raises NotATick with the first rule that it breaks."""
     message = _object(record.value)
     for name in ("timestamp", "asset", "source", "symbol", "quote", "event_time", "quantity", "producer"):
         _require(message.get(name) is None or isinstance(message[name], str), "type")
-    for name in ("trade_id", "trade_epoch", "sequence"):
-        number = message.get(name)
-        _require(number is None or (type(number) is int and -(2**63) <= number < 2**63), "type")
+    whole = {name: message.get(name) for name in ("trade_id", "trade_epoch", "sequence")}
+    # Corrected: an integer beyond 64 bits had the wrong type; now it is out of range, as every other below.
+    _require(all(number is None or (isinstance(number, Digits) and number.whole) for number in whole.values()), "type")
     price = message.get("price_usd")
-    _require(price is None or (isinstance(price, str | int | Decimal) and not isinstance(price, bool)), "type")
+    _require(price is None or isinstance(price, str | Digits), "type")
     for name in ("timestamp", "asset", "price_usd"):
         _require(message.get(name) is not None, "missing")
 
@@ -203,19 +249,22 @@ def tick_of(record: Record, future_tolerance: timedelta) -> Tick:
         _require(NAME.fullmatch(name) is not None, "name")
 
     received_at = _time(_text(message, "timestamp", ""), "timestamp")
+    # Corrected: a receipt far ahead of its record is a clock that is wrong, and would be the newest tick for years.
+    _require(received_at - record.ingested_at <= receipt_tolerance, "timestamp")
     venue_time = message.get("event_time")
     event_time = received_at if venue_time is None else _time(str(venue_time), "event_time")
 
-    price_usd = _decimal(str(price), "price")
+    price_usd = _decimal(price.text if isinstance(price, Digits) else str(price), "price")
     _require(price_usd > 0, "price")
     quantity = None if message.get("quantity") is None else _decimal(str(message["quantity"]), "quantity")
-    _require(quantity is None or quantity >= 0, "quantity")
     numbers = [price_usd] if quantity is None else [price_usd, quantity]
-    _require(all(number.adjusted() < DIGITS_BEFORE_POINT for number in numbers if number), "range")
+    # Corrected: precision comes before range, as in lake/ticks.py and in the contract's order of rules.
     _require(all(_digits_after_point(number) <= DIGITS_AFTER_POINT for number in numbers), "precision")
-    _require(quantity is None or Fraction(price_usd) * Fraction(quantity) < NOTIONAL_LIMIT, "range")
+    _require(all(number.adjusted() < DIGITS_BEFORE_POINT for number in numbers if number), "range")
+    # Corrected: what gold adds up is the rounded product, and 10^20 - 10^-24 is rounded to 10^20.
+    _require(quantity is None or notional_of(price_usd, quantity) < NOTIONAL_LIMIT, "range")
+    trade_id, trade_epoch, sequence = (None if number is None else _number(number) for number in whole.values())
 
-    trade_id, trade_epoch, sequence = (message.get(name) for name in ("trade_id", "trade_epoch", "sequence"))
     trade_epoch = 0 if trade_epoch is None else trade_epoch
     if trade_id is not None:
         event_id = f"{source}:{symbol}:{trade_epoch}:{trade_id}"
@@ -231,12 +280,12 @@ def tick_of(record: Record, future_tolerance: timedelta) -> Tick:
         quote=quote,
         price_usd=half_up(Fraction(price_usd)),
         quantity=None if quantity is None else half_up(Fraction(quantity)),
-        trade_id=trade_id if isinstance(trade_id, int) else None,
-        trade_epoch=trade_epoch if isinstance(trade_epoch, int) else 0,
+        trade_id=trade_id,
+        trade_epoch=trade_epoch,
         event_time=event_time,
         received_at=received_at,
         producer=producer if isinstance(producer, str) else None,
-        sequence=sequence if isinstance(sequence, int) else None,
+        sequence=sequence,
         kafka_partition=record.partition,
         kafka_offset=record.offset,
         is_future=event_time - received_at > future_tolerance,
@@ -296,6 +345,8 @@ def differences(
     told += [f"not expected: {key}" for key in found.keys() - expected.keys()]
     for key in expected.keys() & found.keys():
         for column in fields(expected[key]):
+            if not column.compare:
+                continue
             want, have = getattr(expected[key], column.name), found[key][column.name]
             if not _equal(want, have):
                 told.append(f"{key} {column.name}: expected {want!r}, found {have!r}")
@@ -315,34 +366,88 @@ def missing_ids(lake: Lake) -> dict[tuple[str, str, int], set[int]]:
         if tick.trade_id is not None:
             seen[tick.source, tick.symbol, tick.trade_epoch].add(tick.trade_id)
     for bad in lake.quarantine.values():
-        try:
-            message = _object(bad.value)
-        except NotATick:
-            continue
-        key = (message.get("source"), message.get("symbol"), message.get("trade_epoch") or 0)
-        trade_id = message.get("trade_id")
-        if isinstance(trade_id, int) and key in seen and min(seen[key]) < trade_id < max(seen[key]):
-            seen[key].add(trade_id)
+        trade = trade_named_by(bad.value)
+        if trade is not None and trade[:3] in seen and min(seen[trade[:3]]) < trade[3] < max(seen[trade[:3]]):
+            seen[trade[:3]].add(trade[3])
     return {key: set(range(min(ids), max(ids))) - ids for key, ids in seen.items()}
 
 
-def _is_gap(value: bytes | None) -> bool:
+def trade_named_by(value: bytes | None) -> tuple[str, str, int, int] | None:
+    """source, symbol, trade_epoch and trade_id of a record that is no tick, if all are as a tick's must be.
+
+    Corrected: names and numbers that no tick can have name no trade.
+    """
     try:
         message = _object(value)
+        source, symbol, epoch = message.get("source"), message.get("symbol"), message.get("trade_epoch")
+        _require(isinstance(source, str) and NAME.fullmatch(source) is not None, "name")
+        _require(isinstance(symbol, str) and NAME.fullmatch(symbol) is not None, "name")
+        return str(source), str(symbol), 0 if epoch is None else _number(epoch), _number(message.get("trade_id"))
+    except NotATick:
+        return None
+
+
+def _is_gap(value: bytes | None) -> bool:
+    """Whether a value is a row of silver.gaps. Corrected: its fields are of the column's types, and bounded."""
+    try:
+        message = _object(value)
+        for name in ("reason", "filled_by"):
+            _require(message.get(name) is None or isinstance(message[name], str), "gap")
+        for name in ("source", "symbol"):
+            _require(isinstance(message.get(name), str) and NAME.fullmatch(str(message[name])) is not None, "gap")
+        gap_id = message.get("gap_id")
+        _require(isinstance(gap_id, str) and re.fullmatch(r"[A-Za-z0-9/._:-]{1,256}", gap_id) is not None, "gap")
+        _require(message.get("status") in ("open", "filled", "unfillable"), "gap")
+        _number(message.get("trade_epoch"))
+        missing = [message.get(name) for name in ("first_missing", "last_missing")]
+        if missing != [None, None]:
+            first, last = map(_number, missing)
+            _require(first <= last, "gap")
+        times = {name: message.get(name) for name in ("detected_at", "disconnected_at", "filled_at")}
+        _require(times["detected_at"] is not None, "gap")
+        for time in times.values():
+            _require(time is None or isinstance(time, str), "gap")
+            if isinstance(time, str):
+                _time(time, "gap")
     except NotATick:
         return False
-    required = ("gap_id", "source", "symbol", "trade_epoch", "detected_at", "status")
-    return all(message.get(name) is not None for name in required)
+    return True
 
 
 def _object(value: bytes | None) -> dict[str, Json]:
+    """Corrected: a key that stands twice, NaN, Infinity, and what is nested or long beyond measure are no JSON."""
     try:
-        message = json.loads((value or b"").decode("utf-8"), parse_float=Decimal, parse_constant=Decimal)
-    except ValueError:
+        _require(value is not None and len(value) <= LONGEST_VALUE, "json")
+        message = json.loads(
+            (value or b"").decode("utf-8"),
+            object_pairs_hook=_with_each_key_once,
+            parse_int=lambda text: Digits(text, True),
+            parse_float=lambda text: Digits(text, False),
+            parse_constant=lambda _: _require(False, "json"),
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise NotATick("json") from None
     if not isinstance(message, dict):
         raise NotATick("json")
+    level: list[Json] = [message]
+    for _ in range(DEEPEST_JSON):
+        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        level = [part for parts in inner for part in parts]
+    _require(not any(isinstance(part, dict | list) for part in level), "json")
     return message
+
+
+def _with_each_key_once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    _require(len({key for key, _ in pairs}) == len(pairs), "json")
+    return dict(pairs)
+
+
+def _number(digits: Json) -> int:
+    """A whole number that a trade, an epoch or a tick of a producer can have. Raises NotATick."""
+    if not isinstance(digits, Digits) or not digits.whole or len(digits.text) > 20:
+        raise NotATick("range")
+    _require(int(digits.text) in NUMBERS_OF_TRADES, "range")
+    return int(digits.text)
 
 
 def _text(message: dict[str, Json], name: str, default: str) -> str:
@@ -353,17 +458,26 @@ def _text(message: dict[str, Json], name: str, default: str) -> str:
 def _time(text: str, rule: str) -> datetime:
     try:
         _require(TIME.fullmatch(text) is not None, rule)
-        return datetime.fromisoformat(text).astimezone(UTC)
+        time = datetime.fromisoformat(text)
+        # As Java has it: offsets of at most 18 hours, whose minutes are minutes.
+        _require(abs(time.utcoffset() or timedelta()) <= timedelta(hours=18), rule)
+        _require(text.endswith("Z") or int(text[-2:]) < 60, rule)
+        time = time.astimezone(UTC)
     except (ValueError, OverflowError):
         raise NotATick(rule) from None
+    _require(FIRST_TIME <= time < END_OF_TIMES, rule)
+    return time
 
 
 def _decimal(text: str, rule: str) -> Decimal:
-    try:
-        _require(NUMBER.fullmatch(text) is not None, rule)
-        return Decimal(text)
-    except InvalidOperation:
-        raise NotATick(rule) from None
+    _require(len(text) <= LONGEST_NUMBER and NUMBER.fullmatch(text) is not None, rule)
+    return Decimal(text)
+
+
+def notional_of(price: Decimal, quantity: Decimal) -> Fraction:
+    """price * quantity, half up."""
+    scale = 10**NOTIONAL_DIGITS_AFTER_POINT
+    return Fraction(math.floor(Fraction(price) * Fraction(quantity) * scale + Fraction(1, 2)), scale)
 
 
 def _digits_after_point(number: Decimal) -> int:

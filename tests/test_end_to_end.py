@@ -28,13 +28,13 @@ import nbformat
 import psutil
 import pytest
 from kafka import KafkaProducer
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import PROJECT, Settings
-from lake import writer
+from lake.delta.files import files_of
+from lake.delta.writer import create_table
 from lake.reader import NoSuchTable, query
-from lake.register import sql_connection
 from lake.tables import (
     BRONZE_TICKS,
     GOLD,
@@ -45,6 +45,7 @@ from lake.tables import (
     Table,
 )
 from services.control import daemons, up
+from services.registration import sql_connection
 from simulator.market import trades
 from tests.conftest import TEST_CONF
 from tests.killing import DAEMONS, kill_daemon, kill_executors
@@ -420,6 +421,7 @@ def test_a_table_holds_what_the_oracle_says(
         "bronze.ticks": expected.bronze,
         "silver.ticks": expected.silver,
         "silver.quarantine": expected.quarantine,
+        "gold.price_5s": expected.price_5s,
         "gold.price_1m": expected.price_1m,
         "gold.price_5m": expected.price_5m,
         "gold.price_1h": expected.price_1h,
@@ -529,13 +531,18 @@ def test_the_quality_check_passes_and_fails_on_a_planted_row(
     assert passed.exit_code == 0, passed.output[-5000:]
 
     damaged = f"{suite.lake_root}/end-to-end-damaged"
+    files = files_of(damaged, str(suite.webhdfs_url))
+
+    def append(rows: DataFrame, table: Table) -> None:
+        rows.select(*table.column_names).write.format("delta").mode("append").save(table.path(damaged))
+
     for table in (SILVER_TICKS, GOLD_PRICE_1M):
         rows = spark.read.format("delta").load(table.path(local_lake.root))
-        writer.create_table(spark, table, damaged)
-        writer.append(rows, table, damaged)
+        create_table(files, table, damaged)
+        append(rows, table)
     minute = rows.where("window_date = '2024-08-09' AND asset = 'bitcoin'").limit(1)
     too_high = (F.col("high") + 1).cast("DECIMAL(28,12)")
-    writer.append(minute.withColumns({"asset": F.lit("planted"), "average": too_high}), GOLD_PRICE_1M, damaged)
+    append(minute.withColumns({"asset": F.lit("planted"), "average": too_high}), GOLD_PRICE_1M)
     failed = check(damaged)
     assert failed.exit_code == 1, failed.output[-5000:]
     assert "ERROR   gold.price_1m" in failed.output

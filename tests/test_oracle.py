@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -109,7 +110,14 @@ def test_only_the_chosen_symbol_of_an_asset_feeds_gold() -> None:
         ("precision", {"price_usd": "1e-30"}),
         ("precision", {"quantity": "0.0000000000001"}),
         ("range", {"price_usd": "1" + 30 * "0"}),
-        ("range", {"price_usd": "1e999999999"}),
+        ("price", {"price_usd": "1e999999999"}),
+        ("price", {"price_usd": "1" + 128 * "0"}),
+        ("range", {"trade_id": 10**18}),
+        ("range", {"sequence": -1}),
+        ("range", {"trade_epoch": 2**70}),
+        ("timestamp", {"timestamp": "1969-12-31T23:59:59.999999Z"}),
+        ("timestamp", {"timestamp": "3000-01-01T00:00:00Z"}),
+        ("event_time", {"event_time": "1970-01-01T00:00:00+00:01"}),
         ("range", {"price_usd": "1" + 15 * "0", "quantity": "100000"}),
         ("quantity", {"quantity": "-1"}),
         ("quantity", {"quantity": "many"}),
@@ -122,10 +130,19 @@ def test_a_record_that_breaks_a_rule_is_quarantined_under_it(rule: str, change: 
     assert len(lake.bronze) == 1
 
 
-@pytest.mark.parametrize("value", [None, b"", b"{", b'{"a": 1} x', b"\xff", b"[]", b"7"])
+@pytest.mark.parametrize(
+    "value", [None, b"", b"{", b'{"a": 1} x', b"\xff", b"[]", b"7", b'{"a":1,"a":1}', b'{"a":NaN}']
+)
 def test_a_record_that_is_no_json_object_is_quarantined(value: bytes | None) -> None:
     lake = lake_of([Record("ticks", 0, 0, None, value)])
     assert [row.rule for row in lake.quarantine.values()] == ["json"]
+
+
+def test_a_receipt_is_at_most_a_day_ahead_of_the_time_at_which_bronze_took_the_record() -> None:
+    taken = datetime(2024, 8, 8, 10, 0, 0, 1, tzinfo=UTC)
+    for ingested_at, rules in ((taken, []), (taken - timedelta(microseconds=1), ["timestamp"])):
+        lake = lake_of([replace(record(0, VALID), ingested_at=ingested_at)])
+        assert [row.rule for row in lake.quarantine.values()] == rules
 
 
 def test_a_reject_is_quarantined_as_such() -> None:

@@ -8,7 +8,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,69 +17,58 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
-from alerting.__main__ import Watch
-from alerting.ticks import NotATick, read
+from alerting.__main__ import Watch, alert_in, message
 from conf.settings import Settings, flag
-from lake.alerts import Alert, Rule
-from lake.summaries import to_time
+from lake.contract import TickRules
+from lake.gold.alerts import Alert
+from lake.rules import AlertRule
+from lake.silver.judge import Tick
+from lake.times import to_time
 from tests.micro_batches import market
-from tests.oracle import NotATick as NotATickEither
 from tests.oracle import Record, lake_of, tick_of
+from tests.oracle import Tick as ExpectedTick
 from tests.programs import Program, kafka_records, running_program, wait_until
+from tests.ticks import CASES, INGESTED_AT, TICK, Case, compact
 
-TICK = {
-    "timestamp": "2024-08-09T00:00:00.000001Z",
-    "asset": "bitcoin",
-    "price_usd": "61685.99",
-    "source": "binance",
-    "symbol": "BTCUSDT",
-    "event_time": "2024-08-09T00:00:00.5Z",
-    "quantity": "0.1",
-    "trade_id": 7,
-    "sequence": 3,
-    "producer": "p",
-}
-VALUES: dict[str, list[object]] = {
-    "price_usd": [
-        *("0", "-1", "1e-30", "1e-3", "1e16", "nan", "", 5, 5.25, True, None, [], "0.0000000000001", "0.0000000000010"),
-        "9999999999999999.999999999999",
-    ],
-    "quantity": [None, "0", "-0", "-1", 0.5, "1e17", "x", "9999999999999999"],
-    "timestamp": ["2024-08-09 00:00:00Z", "2024-13-09T00:00:00Z", 1.5, None, "2024-08-09T00:00:00"],
-    "event_time": [None, "2024-08-09T01:00:00+01:00", "2024-08-09T00:10:00Z", "later", 7],
-    "asset": ["", "a b", "x" * 65, None],
-    "source": [None, ""],
-    "symbol": [None],
-    "producer": [None, ""],
-    "quote": [None, 1],
-    "trade_id": [None, "7", 2.0],
-    "sequence": [None],
-    "trade_epoch": [2],
-    "more": [{"a": []}],
-}
-ODD: list[dict[str, object]] = [{name: value} for name, values in VALUES.items() for value in values]
-ODD += [{"trade_id": None, "sequence": None}]
+RULES = TickRules("rejects", "gaps", 5.0)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("change", [{}, *ODD], ids=str)
-def test_the_same_records_are_ticks_as_in_silver(change: dict[str, object]) -> None:
-    value = json.dumps({**TICK, **change}).encode()
-    try:
-        expected = tick_of(Record("ticks", 1, 2, None, value), timedelta(seconds=5))
-    except NotATickEither:
-        with pytest.raises(NotATick):
-            read(value, "ticks:1:2", 5)
-        return
-    told = read(value, "ticks:1:2", 5)
-    assert (*told.pair, told.symbol) == (expected.source, expected.asset, expected.symbol)
-    assert told.tick.event_id == expected.event_id
-    assert (to_time(told.tick.time), told.tick.price) == (expected.gold_time, expected.price_usd)
+class Passed(Watch):
+    """A watch that only notes the ticks that reach it."""
+
+    def __init__(self) -> None:
+        super().__init__(AlertRule())
+        self.ticks: list[Tick] = []
+
+    def add(self, tick: Tick) -> Alert | None:
+        self.ticks.append(tick)
+        return None
 
 
-@pytest.mark.parametrize("value", [None, b"", b"[]", b"{", b'"x"', b"\xff", b"1"])
-def test_what_is_no_json_object_is_no_tick(value: bytes | None) -> None:
-    with pytest.raises(NotATick):
-        read(value, "ticks:0:0", 5)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_same_records_are_ticks_as_in_silver(case: Case) -> None:
+    watch = Passed()
+    alert_in(case.record(2), watch, RULES, INGESTED_AT)
+    is_tick = case.topic == "ticks" and case.rule is None
+    assert len(watch.ticks) == is_tick
+    for tick in watch.ticks:
+        expected = tick_of(case.record(2), timedelta(seconds=5))
+        assert isinstance(expected, ExpectedTick)
+        for name in ("source", "asset", "symbol", "event_id", "price_usd"):
+            assert getattr(tick, name) == getattr(expected, name)
+        assert to_time(tick.gold_time) == expected.gold_time
+
+
+def test_an_id_beyond_64_bits_raises_no_alert() -> None:
+    def records(trade_id: int) -> list[Record]:
+        jump = {**TICK, "event_time": "2024-08-09T00:00:03Z", "price_usd": "70000", "trade_id": trade_id}
+        return [Record("ticks", 0, offset, None, compact(tick)) for offset, tick in enumerate([TICK, jump])]
+
+    for trade_id, alerts in ((2, 1), (2**63, 0)):
+        watch = Watch(AlertRule())
+        changed = [alert_in(record, watch, RULES, NOW) for record in records(trade_id)]
+        assert len(list(filter(None, changed))) == alerts
 
 
 def in_order() -> list[Record]:
@@ -92,9 +81,9 @@ def in_order() -> list[Record]:
 
 def test_ticks_in_order_raise_golds_alerts() -> None:
     records = in_order()
-    watch, newest = Watch(Rule()), dict[str, Alert]()
+    watch, newest = Watch(AlertRule()), dict[str, Alert]()
     for record in records:
-        if changed := watch.add(read(record.value, f"ticks:0:{record.offset}", 5)):
+        if changed := alert_in(record, watch, RULES, NOW):
             newest[changed.alert_id] = changed
     expected = {alert.alert_id: alert for alert in lake_of(records).alerts.values()}
     assert len(expected) > 3
@@ -108,6 +97,15 @@ def test_ticks_in_order_raise_golds_alerts() -> None:
             assert to_time(have["closed_at"]) == want["closed_at"]
             assert have["peak_change_pct"] == want["peak_change_pct"]
     assert watch.late == 0
+
+
+def test_a_message_has_every_digit_of_a_price() -> None:
+    alert = Alert(
+        "id", "s", "a", "up", 1, Decimal("9999999999999999.999999999999"), 0, Decimal("100.500000000000"), 2.5
+    )
+    row = json.loads(message(alert, AlertRule(), NOW))
+    assert (row["reference_price"], row["trigger_price"]) == ("9999999999999999.999999999999", "100.5")
+    assert json.loads(message(replace(alert, trigger_price=Decimal(100)), AlertRule(), NOW))["trigger_price"] == "100"
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from batch.check_quality import GOLD_SUITE, SILVER_SUITE, Suite, Verdict, check, verdicts
-from lake import writer
+from lake.delta.files import files_of
+from lake.delta.writer import create_table
 from lake.reader import read
 from lake.tables import QUALITY_RESULTS
 
@@ -27,7 +28,7 @@ GOLD = """
     0.5 AS volatility_pct, 1 AS volume, 100 AS vwap, 2 AS tick_count,
     TIMESTAMP'2024-08-09 10:00:00' AS first_event_time,
     TIMESTAMP'2024-08-09 10:00:59' AS last_event_time, TIMESTAMP'2024-08-09 10:02:00' AS updated_at,
-    DATE'2024-08-09' AS window_date, 200 AS price_sum, 0.5 AS price_m2, 100 AS notional,
+    DATE'2024-08-09' AS window_date, 200 AS price_sum, 0.5 AS price_m2, 100 AS notional, 1 AS volume_sum,
     struct(TIMESTAMP'2024-08-09 10:00:00' AS gold_time, 0 AS trade_epoch, 1 AS trade_id, 'p' AS producer, 1 AS sequence,
            'a' AS event_id) AS open_order,
     open_order AS close_order
@@ -87,11 +88,16 @@ def test_each_kind_of_wrong_minute_is_named(spark: SparkSession) -> None:
 
 def test_a_good_day_passes_an_empty_one_fails_and_the_verdicts_are_kept(spark: SparkSession, tmp_path: Path) -> None:
     root = f"file:{tmp_path}"
+    files = files_of(root, "")
     for suite in (SILVER_SUITE, GOLD_SUITE):
-        writer.create_table(spark, suite.table, root)
-        writer.append(rows_of(spark, suite), suite.table, root)
-    assert [verdict for verdict in check(spark, root, DAY, CHECKED_AT) if not verdict.success] == []
-    empty = [verdict.expectation for verdict in check(spark, root, date(2024, 8, 8), CHECKED_AT) if not verdict.success]
+        create_table(files, suite.table, root)
+        rows_of(spark, suite).write.format("delta").mode("append").save(suite.table.path(root))
+    assert [verdict for verdict in check(spark, files, root, DAY, CHECKED_AT) if not verdict.success] == []
+    empty = [
+        verdict.expectation
+        for verdict in check(spark, files, root, date(2024, 8, 8), CHECKED_AT)
+        if not verdict.success
+    ]
     assert empty == 2 * ["expect_table_row_count_to_be_between"]
     kept = read(str(tmp_path), QUALITY_RESULTS).to_pylist()
     assert len(kept) == 2 * (len(SILVER_SUITE.expectations) + len(GOLD_SUITE.expectations))

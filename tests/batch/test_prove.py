@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Hashable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from pyspark.sql import SparkSession
@@ -13,9 +14,9 @@ from pyspark.sql import SparkSession
 from batch.prove import Check, prove
 from batch.recompute import recompute
 from conf.settings import Settings
-from lake.recomputation import ALWAYS, DAY, Period, Snapshot
+from lake.delta.files import files_of
+from lake.gold.recompute import ALWAYS, Period, Snapshot, fill_price_5s
 from lake.rules import gold_rules
-from lake.summaries import to_micros
 from lake.tables import (
     BRONZE_TICKS,
     GOLD,
@@ -23,20 +24,24 @@ from lake.tables import (
     GOLD_CURRENT_PRICE,
     GOLD_PRICE_1H,
     GOLD_PRICE_1M,
+    GOLD_PRICE_5S,
     GOLD_ROLLING_PRICE,
     SILVER_GAPS,
     SILVER_QUARANTINE,
     SILVER_TICKS,
     Table,
 )
+from lake.times import DAY, to_micros
 from tests.lakes import rows_of
-from tests.micro_batches import START, lake_in, market, write
+from tests.micro_batches import START, in_kafka, lake_in, market, write
 from tests.oracle import Record, lake_of
+
+FILES = files_of("file:", "")
 
 
 @pytest.fixture(scope="module")
-def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    settings = lake_in(tmp_path_factory.mktemp("proof"), spark)
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = lake_in(tmp_path_factory.mktemp("proof"))
     values = market(random.Random(3))
     # One trade in a hundred never comes, and one record in a hundred is no tick.
     kept = [value for at, value in enumerate(values) if at % 100 != 50]
@@ -45,7 +50,7 @@ def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Setti
     values[half:half] = values[half - 20 : half]
     records = [Record("ticks", 0, number, None, value) for number, value in enumerate(values)]
     assert lake_of(records).alerts
-    write(spark, settings, [records[:half], records[half:]])
+    write(None, settings, [records[:half], records[half:]])
     return settings
 
 
@@ -54,7 +59,7 @@ def broken(checks: list[Check]) -> dict[tuple[str, str], Check]:
 
 
 def test_what_the_stream_wrote_holds(spark: SparkSession, lake: Settings) -> None:
-    checks = prove(spark, lake, ALWAYS)
+    checks = prove(spark, FILES, lake, ALWAYS)
     assert broken(checks) == {}
     assert len(checks) > 15
 
@@ -75,7 +80,7 @@ def test_a_day_is_rebuilt_from_silver(spark: SparkSession, lake: Settings) -> No
         change(spark, lake, table, "DELETE FROM {}")
     begin = to_micros(START) // DAY * DAY
     for day in (begin, begin + DAY):
-        snapshot = Snapshot.newest(spark, lake.lake_root)
+        snapshot = Snapshot.newest(spark, lake.lake_root, FILES)
         for table, left in recompute(snapshot, gold_rules(lake), Period(day, day + DAY)):
             assert left == [], table.qualified_name
     for table in tables:
@@ -109,6 +114,89 @@ def last(spark: SparkSession, settings: Settings, table: Table, column: str) -> 
     return f"TIMESTAMP'{row[0]}'" if isinstance(row[0], datetime) else str(row[0])
 
 
+def test_one_wrong_bucket_among_many_in_a_file_is_repaired_and_no_other_row_is_touched(
+    spark: SparkSession, lake: Settings
+) -> None:
+    path = GOLD_PRICE_5S.path(lake.lake_root)
+    before = rows_of(lake.lake_root, GOLD_PRICE_5S)
+    in_order = sorted(before, key=lambda key: str(before[key]["window_start"]))
+    wrong = in_order[len(in_order) // 2]
+    row = before[wrong]
+    key = f"source = '{row['source']}' AND asset = '{row['asset']}' AND window_start = TIMESTAMP'{row['window_start']}'"
+    change(spark, lake, GOLD_PRICE_5S, f"UPDATE {{}} SET close = close * 2 WHERE {key}")
+    files = len(spark.read.format("delta").load(path).inputFiles())
+    assert len(before) > 10 * files, "a file has many buckets"
+
+    hour = 3_600_000_000
+    begin = to_micros(START) // hour * hour
+    (check,) = broken(prove(spark, FILES, lake, Period(begin, begin + hour), repair=True)).values()
+    assert check.table == GOLD_PRICE_5S
+    assert check.wrong == 1
+    assert "close is" in str(check)
+    after = rows_of(lake.lake_root, GOLD_PRICE_5S)
+    assert changed(before, after) == []
+    same_span = {key for key in before if before[key]["window_start"] == row["window_start"]}
+    assert {key for key in before if before[key] != after[key]} <= same_span
+    assert len(spark.read.format("delta").load(path).inputFiles()) <= files
+
+
+DAY_BEFORE = datetime(2024, 8, 9, tzinfo=UTC)
+
+
+def tick(seconds: int, trade_id: int, price: str) -> bytes:
+    """A tick of pair a/x, so many seconds after DAY_BEFORE began."""
+    time = (DAY_BEFORE + timedelta(seconds=seconds)).isoformat(timespec="microseconds")
+    named = {"asset": "x", "source": "a", "symbol": "X", "producer": "p", "sequence": trade_id, "quantity": "1"}
+    return json.dumps(
+        {**named, "timestamp": time, "event_time": time, "price_usd": price, "trade_id": trade_id}
+    ).encode()
+
+
+@pytest.fixture(scope="module")
+def quiet_lake(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """An episode opens before midnight and ends three hours after it; trade 2 comes late, and is no tick."""
+    settings = lake_in(tmp_path_factory.mktemp("quiet"))
+    values = [tick(86_000, 1, "100"), tick(86_005, 3, "103"), tick(97_000, 4, "103"), tick(97_001, 2, "0")]
+    write(None, settings, [in_kafka(values[:3]), in_kafka(values[3:], first=3)])
+    return settings
+
+
+def test_an_episode_across_midnight_is_proven(spark: SparkSession, quiet_lake: Settings) -> None:
+    (alert,) = rows_of(quiet_lake.lake_root, GOLD_ALERTS).values()
+    assert (alert["opened_at"], alert["closed_at"]) == tuple(
+        DAY_BEFORE + timedelta(seconds=s) for s in (86_005, 97_000)
+    )
+    assert broken(prove(spark, FILES, quiet_lake, ALWAYS)) == {}
+    change(spark, quiet_lake, GOLD_ALERTS, "UPDATE {} SET closed_at = NULL")
+    (check,) = broken(prove(spark, FILES, quiet_lake, ALWAYS, repair=True)).values()
+    assert "closed_at is None, should be 2024-08-10T02:56:40+00:00" in str(check)
+    (repaired,) = rows_of(quiet_lake.lake_root, GOLD_ALERTS).values()
+    assert {**repaired, "updated_at": None} == {**alert, "updated_at": None}
+
+
+def test_a_day_is_proven_alone_however_long_the_silence_after_it(spark: SparkSession, quiet_lake: Settings) -> None:
+    """Of rolling prices those exist that the pair's next tick, hours later, lies after."""
+    begin = to_micros(DAY_BEFORE)
+    assert broken(prove(spark, FILES, quiet_lake, Period(begin, begin + DAY))) == {}
+
+
+def test_a_gap_is_filled_by_a_record_in_quarantine_too(spark: SparkSession, quiet_lake: Settings) -> None:
+    (gap,) = rows_of(quiet_lake.lake_root, SILVER_GAPS).values()
+    assert (gap["status"], gap["first_missing"], gap["last_missing"]) == ("filled", 2, 2)
+    change(spark, quiet_lake, SILVER_GAPS, "UPDATE {} SET last_missing = 9")
+    (check,) = broken(prove(spark, FILES, quiet_lake, ALWAYS)).values()
+    assert check.name == "the ids of filled rows have come"
+    assert check.examples == ["a:X:0:2: (5, 9)"]
+
+
+def test_the_five_seconds_of_a_lake_without_any_are_those_of_its_ticks(spark: SparkSession, lake: Settings) -> None:
+    before = rows_of(lake.lake_root, GOLD_PRICE_5S)
+    change(spark, lake, GOLD_PRICE_5S, "DELETE FROM {}")
+    filled = dict(fill_price_5s(spark, lake.lake_root, FILES, gold_rules(lake), datetime.now(UTC)))
+    assert sum(filled.values()) == len(before)
+    assert changed(before, rows_of(lake.lake_root, GOLD_PRICE_5S)) == []
+
+
 def test_each_kind_of_damage_is_named_and_repaired_where_bronze_allows_it(spark: SparkSession, lake: Settings) -> None:
     path = SILVER_TICKS.path(lake.lake_root)
     silver = spark.read.format("delta").load(path).orderBy("kafka_offset").limit(60).collect()
@@ -132,6 +220,12 @@ def test_each_kind_of_damage_is_named_and_repaired_where_bronze_allows_it(spark:
     change(spark, lake, GOLD_PRICE_1M, f"DELETE FROM {{}} WHERE {keys[2]}")
     shifted = "last_event_time = last_event_time + INTERVAL 1 MICROSECOND"
     change(spark, lake, GOLD_PRICE_1M, f"UPDATE {{}} SET {shifted} WHERE {keys[3]}")
+    change(
+        spark,
+        lake,
+        GOLD_PRICE_5S,
+        f"DELETE FROM {{}} WHERE window_start = {last(spark, lake, GOLD_PRICE_5S, 'window_start')}",
+    )
     change(spark, lake, GOLD_PRICE_1H, "UPDATE {} SET tick_count = tick_count + 1")
     change(
         spark,
@@ -147,9 +241,9 @@ def test_each_kind_of_damage_is_named_and_repaired_where_bronze_allows_it(spark:
         "INSERT INTO {} VALUES ('a:X:0:5', 'a', 'X', 0, 5, 6, NULL, now(), 'open', 'false', NULL, NULL)",
     )
 
-    found = broken(prove(spark, lake, ALWAYS, repair=True))
+    found = broken(prove(spark, FILES, lake, ALWAYS, repair=True))
     everything = "it is what all ticks together give"
-    assert found["bronze.ticks", "Kafka's offsets are contiguous in each partition"].told == [
+    assert found["bronze.ticks", "Kafka's offsets are contiguous in each partition"].examples == [
         "topic=ticks, partition=0, first_missing=40, last_missing=40"
     ]
     assert lost in str(found["silver.ticks", "the tick of each valid record is there"])
@@ -159,10 +253,11 @@ def test_each_kind_of_damage_is_named_and_repaired_where_bronze_allows_it(spark:
     assert found["gold.price_1m", everything].wrong >= 4
     for part in ("average is", "open is", "is missing", "last_event_time is"):
         assert part in wrong_minutes
+    assert "is missing" in str(found["gold.price_5s", everything])
     assert "tick_count is" in str(found["gold.price_1h", everything])
     assert found["gold.rolling_price", everything].wrong >= 1
     assert "is missing" in str(found["gold.alerts", everything])
     assert "a:X:0: (5, 6)" in str(found["silver.gaps", "only missing trade ids are"])
 
-    again = broken(prove(spark, lake, ALWAYS))
+    again = broken(prove(spark, FILES, lake, ALWAYS))
     assert {table for table, _ in again} == {"bronze.ticks", "silver.ticks", "silver.quarantine", "silver.gaps"}

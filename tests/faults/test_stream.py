@@ -162,7 +162,7 @@ def survive(own: Settings, stream: Stream, faults: list[str], folder: Path, show
     expected = lake_of(records, ticks_topic=settings.ticks_topic, gaps_topic=settings.gaps_topic)
     tables: list[Mapping[Hashable, Row]] = [
         *(expected.silver, expected.quarantine),
-        *(expected.price_1m, expected.price_5m, expected.price_1h, expected.price_1d),
+        *(expected.price_5s, expected.price_1m, expected.price_5m, expected.price_1h, expected.price_1d),
         *(expected.rolling_price, expected.current_price, expected.alerts),
     ]
     assert rows_of(settings.lake_root, BRONZE_TICKS).keys() == expected.bronze.keys()

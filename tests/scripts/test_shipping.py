@@ -13,7 +13,7 @@ from submit import code, packages
 
 def test_the_packages_of_a_job_and_what_they_need() -> None:
     streaming, batch = (packages.needed(packages.IMPORTED[folder]) for folder in ("streaming", "batch"))
-    assert {"pydantic", "pydantic-core", "delta-spark", "hdfs", "requests", "deltalake", "tenacity"} <= set(streaming)
+    assert {"pydantic", "pydantic-core", "urllib3", "tenacity", "polars"} <= set(streaming)
     # Without which Spark runs no function over Arrow.
     assert {"pyarrow", "pandas", "numpy"} <= set(streaming)
     assert {"great-expectations", "marshmallow"} <= set(batch) - set(streaming)
@@ -27,7 +27,7 @@ def test_a_python_with_nothing_of_ours_imports_them_from_the_archive(tmp_path: P
         archive.extractall(tmp_path / "packages", filter="data")
     code.make()
     program = (
-        "import pydantic, hdfs, deltalake, tenacity, pandas, pyarrow.parquet, importlib.metadata as m; "
+        "import pydantic, urllib3, tenacity, pandas, polars, pyarrow.parquet, importlib.metadata as m; "
         "from conf.settings import Settings; print(Settings().sql_port)"
     )
     ran = subprocess.run(

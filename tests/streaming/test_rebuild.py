@@ -35,7 +35,7 @@ def stream(spark: SparkSession, settings: Settings, *, anew: bool = False) -> No
 def compare(spark: SparkSession, settings: Settings, expected: Lake) -> None:
     tables: list[Mapping[Hashable, Row]] = [
         *(expected.bronze, expected.silver, expected.quarantine),
-        *(expected.price_1m, expected.price_5m, expected.price_1h, expected.price_1d),
+        *(expected.price_5s, expected.price_1m, expected.price_5m, expected.price_1h, expected.price_1d),
         *(expected.rolling_price, expected.current_price, expected.alerts),
     ]
     for table, rows in zip((BRONZE_TICKS, SILVER_TICKS, SILVER_QUARANTINE, *GOLD), tables, strict=True):

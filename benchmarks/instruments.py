@@ -1,0 +1,150 @@
+"""The streaming job with N instruments, odd records and repeats: `python -m benchmarks.instruments`
+
+Of each scenario: starts ./spark-submit.sh streaming/ticks.py on topics and a lake of their own, sends ticks in
+ingestion's own layout for a while, ends the job with SIGTERM, and holds the tables against what was sent.
+
+5              5 instruments, only ticks
+5+odd          and 0.2 % of records that are no ticks
+5+repeats      and 1 % of repeats: the same bytes again, every second one 3 seconds later
+5+both         both
+restart-5      kill -9 of the job at half of the load, and a new start while the load goes on
+
+Prints a table, and one line of JSON. Below a row are its figures as multiples of row 5, and with several --job-dir
+also of the first checkout's same row.
+
+batch s        mean micro-batch, by the job's own log, in the second half of the load, or of what follows the restart
+gold p50 s     from a tick's frame to the commit of gold.price_1m that has it, of the ticks of the same half
+p99 +start     of all ticks since the job's last start: the first micro-batches are the slowest
+1st batch s    the first micro-batch with records after the job's last start
+restart s      from the new start to the first commit of gold.price_1m that has a tick received since
+CPU s/1000     processor seconds of all the job's processes per 1,000 ticks over the load; with a restart, the start too
+JVM MB         resident memory of the driver's JVM at the end; Python MB: of the driver's Python
+slope          mean micro-batch of the last quarter as a multiple of the second quarter's
+tables         exact: silver.ticks has each tick once, gold.price_1m counts as many, quarantine has the odd ones
+
+Exit codes: 0 all tables are exact, 1 a query died, fell behind or wrote other tables than it should, 2 a wrong setting
+or argument, 3 to 6 a service did not start (services/errors.py), 7 Kafka did not take the load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kafka.errors import KafkaError
+
+import services
+from benchmarks.backlog import SERVICES, remove, say
+from benchmarks.figures import compare, render_table
+from benchmarks.load import LoadFailed
+from benchmarks.scenarios import EXACT, Measurement, Scenario, parse_scenario
+from conf.settings import PROJECT, Settings, arguments, from_command_line, settings_file
+
+SCENARIOS = "1,5,500,5000,20000,5+odd,5+repeats,5+both,restart-5,restart-5000"
+LOAD_FAILED, TERMINATED = 7, 143
+
+
+def own_places(settings: Settings, name: str) -> Settings:
+    """The settings with topics and a lake of a scenario's own."""
+    topics = {f"{kind}_topic": f"benchmark-{kind}-{name}" for kind in ("ticks", "rejects", "gaps")}
+    root = f"{settings.lake_root}-benchmark-{name}"
+    return settings.model_copy(update={**topics, "lake_root": root, "checkpoint": f"{root}/_checkpoints/ticks"})
+
+
+def measure(
+    scenario: Scenario, settings: Settings, project: Path, conf: Path, rate: float, seconds: float, keep: bool
+) -> dict[str, Any]:
+    """A scenario's row, and nothing left of it but the job's logs where it failed. Raises LoadFailed."""
+    name = uuid.uuid4().hex[:8]
+    settings = own_places(settings, name)
+    folder = settings.state_dir / "benchmark" / name
+    folder.mkdir(parents=True)
+    with ExitStack() as cleanup:
+        if not keep:
+            cleanup.callback(remove_traces, settings, folder)
+        row = Measurement(scenario, settings, project, conf, folder, rate, seconds).run()
+        if row["outcome"] != EXACT and not keep:
+            logs = folder.with_name(f"failed-{name}")
+            folder.rename(logs)
+            say(f"{scenario.name}: the job's logs are in {logs}")
+    say(f"{scenario.name}: {row['outcome']}")
+    return row
+
+
+def remove_traces(settings: Settings, folder: Path) -> None:
+    topics = [settings.ticks_topic, settings.rejects_topic, settings.gaps_topic]
+    try:
+        remove(settings, topics, folder)
+    except KafkaError as error:
+        say(f"not removed, since Kafka does not answer ({error!r}): {', '.join(topics)}, {settings.lake_root}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments(__doc__, "kafka_bootstrap_servers", "lake_root", "webhdfs_url", "state_dir")
+    parser.prog = "python -m benchmarks.instruments"
+    parser.add_argument("--scenarios", default=SCENARIOS, metavar="NAMES", help=f"default: {SCENARIOS}")
+    parser.add_argument("--rate", type=float, default=1_000, metavar="N", help="ticks a second (default: 1000)")
+    parser.add_argument("--seconds", type=float, default=90, metavar="N", help="length of the load (default: 90)")
+    parser.add_argument(
+        "--job-dir",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="run the job of this checkout, which has been set up; several: of each in turn (default: this one)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the line of JSON alone")
+    parser.add_argument("--keep", action="store_true", help="remove neither topics nor lakes nor logs")
+    settings, own = from_command_line(parser, argv)
+    try:
+        scenarios = [parse_scenario(name) for name in own.scenarios.split(",")]
+    except ValueError as error:
+        parser.error(f"--scenarios: {error}")
+    if own.rate <= 0 or own.seconds <= 0:
+        parser.error("--rate and --seconds must be above 0")
+    projects = [project.resolve() for project in own.job_dir or [PROJECT]]
+    for project in projects:
+        if not (project / "spark-submit.sh").exists():
+            parser.error(f"--job-dir {project}: there is no spark-submit.sh")
+    conf = settings_file(os.environ, own.conf).resolve()
+    # So that SIGTERM too ends the job, and removes what was made.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as cleanup:
+        try:
+            running = {state.service for state in services.states(settings, SERVICES) if state.pid is not None}
+            if ours := [service for service in SERVICES if service not in running]:
+                cleanup.callback(services.down, settings, ours)
+            services.up(settings, SERVICES)
+            for scenario in scenarios:
+                for project in projects:
+                    say(f"{scenario.name}: {project}")
+                    rows.append(measure(scenario, settings, project, conf, own.rate, own.seconds, own.keep))
+        except services.ServiceError as error:
+            say(f"{parser.prog}: {error}")
+            return error.exit_code
+        except LoadFailed as error:
+            say(f"{parser.prog}: {error}")
+            return LOAD_FAILED
+    compare(rows)
+    if not own.json:
+        print(f"{own.rate:,g} ticks/s for {own.seconds:g} s, {os.cpu_count()} cores\n\n{render_table(rows)}")
+        for row in rows:
+            if row["log"]:
+                print(f"\nThe end of the job's log in {row['scenario']} ({row['outcome']}):")
+                print("\n".join(f"  | {line}" for line in row["log"]))
+        print()
+    figures = {"rate": own.rate, "seconds": own.seconds, "cores": os.cpu_count(), "rows": rows}
+    print(json.dumps({"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), **figures}))
+    return 0 if all(row["outcome"] == EXACT for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The contract of a tick: which record is one, what its fields mean, and how ticks are told apart and ordered.
+
+Pure data and small pure functions. Two readers keep to it: lake/silver/judge.py (one record, plain Python) and
+lake/silver/read.py (many records, Arrow). A pattern is for the whole of a text, in the syntax of RE2 and of
+Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from lake.times import to_micros
+
+RECORD = ("key", "value", "topic", "partition", "offset", "kafka_timestamp")
+"""A Kafka record's columns. Readers of records want `ingested_at` too: when bronze took the record."""
+
+# The message's fields, in the order in which the suite's own ingester writes them.
+FIELDS = (
+    *("timestamp", "asset", "price_usd", "quote", "source", "symbol", "event_time", "quantity"),
+    *("trade_id", "trade_epoch", "producer", "sequence"),
+)
+# Without these three a record says nothing about a price.
+REQUIRED = ("timestamp", "asset", "price_usd")
+# Text or null. price_usd is neither here nor below: it may also be a JSON number, of which the digits are kept.
+STRINGS = ("timestamp", "asset", "quote", "source", "symbol", "event_time", "quantity", "producer")
+# A JSON integer or null. 1.0 and "1" are of the wrong type: a venue that writes them means something else.
+INTEGERS = ("trade_id", "trade_epoch", "sequence")
+# They become parts of keys, paths and SQL literals, so each must match NAME.
+NAMES = ("asset", "quote", "source", "symbol", "producer")
+
+# What a field means that is absent or null. A symbol that is absent is the asset's own name.
+DEFAULT_SOURCE = "unknown"
+DEFAULT_QUOTE = "USD"
+DEFAULT_TRADE_EPOCH = 0
+
+# Limits of length come before every pattern, so that no text costs more than its length to refuse.
+VALUE_BYTES = 1 << 20
+"""A longer value is no JSON object (rule json). A tick takes 300 bytes, and Kafka itself refuses more than 1 MB."""
+NESTING = 64
+"""A JSON value nested deeper is refused (rule json): how deep Python's parser gets depends on who calls it."""
+NAME_LENGTH = 64
+NUMBER_LENGTH = 128
+"""Characters of a price or quantity. DECIMAL(28,12) needs 29; the rest is room for zeros that mean nothing."""
+TIME_LENGTH = 40
+QUOTED_LENGTH = 64
+"""Characters of a field that a reason quotes."""
+REASON_LENGTH = 1_024
+"""Characters that are kept of a reason that somebody else gives: a feed of its reject, a report of its gap."""
+
+# No colon, quote, space or backslash: a name can stand in a key, a path and a literal as it is.
+NAME = rf"[A-Za-z0-9/._-]{{1,{NAME_LENGTH}}}"
+# ISO-8601 with a zone, to the microsecond that the tables keep. Hours, minutes and offsets are bounded here, since
+# parsers do not agree about 24:00, second 60 or an offset beyond 18 hours. Whether the day exists is the parser's say.
+TIME = (
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?"
+    r"(?:Z|[+-](?:(?:0[0-9]|1[0-7]):[0-5][0-9]|18:00))"
+)
+# A number of at least 0. A minus is refused even before a zero. An exponent has at most three digits, so that the
+# number can be written out. No two parts can take the same digit, so a match never goes back.
+NUMBER = r"\+?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
+# Both forms of the ingester: source:symbol:trade_epoch:first_missing, and source:symbol:time.
+GAP_ID = r"[A-Za-z0-9/._:-]{1,256}"
+GAP_STATUSES = ("open", "filled", "unfillable")
+
+DECIMALS = 12
+"""Significant decimals of a price or quantity (rule precision): DECIMAL(28,12) keeps them; a cast would round more."""
+INTEGER_DIGITS = 16
+"""Digits before the point of a price or quantity (rule range): what DECIMAL(28,12) has room for."""
+NOTIONAL_DIGITS = 20
+"""Digits before the point of price * quantity, rounded half up to NOTIONAL_DECIMALS (rule range)."""
+NOTIONAL_DECIMALS = 18
+"""Together DECIMAL(38,18). Rounding counts: 10^20 - 10^-24 would become 10^20, which has no room there."""
+ID_LIMIT = 10**18
+"""trade_id, trade_epoch and sequence are from 0 to below it (rule range), so ids and their differences fit BIGINT."""
+
+EARLIEST = 0
+TIME_LIMIT = to_micros(datetime(3000, 1, 1, tzinfo=UTC))
+"""Times are from EARLIEST to before TIME_LIMIT, in microseconds since 1970 in UTC (rules timestamp, event_time).
+
+No venue means another time, readers of Parquet do not agree about times before 1900, and a far future breaks windows.
+"""
+
+TICK_ORDER = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
+"""The order of one instrument's ticks, nulls first: open is the first, close the last. Hundreds share a millisecond."""
+CURRENT_ORDER = ("known_at", "event_time", "source", "trade_id", "producer", "sequence", "event_id")
+"""The order of an asset's ticks over all venues, nulls first; known_at is the earlier of event_time and received_at."""
+
+Pair = tuple[str, str]
+"""source, asset"""
+
+
+@dataclass(frozen=True)
+class TickRules:
+    """The settings that decide what a record is."""
+
+    rejects_topic: str
+    gaps_topic: str
+    future_tolerance_seconds: float
+    """An event_time further ahead of its receipt is not believed: the tick is_future."""
+    receipt_tolerance_seconds: float = 86_400.0
+    """A timestamp further ahead of the time at which bronze took the record is wrong (rule timestamp).
+
+    How far it lies behind does not matter: a spool may wait for days.
+    """
+
+    @property
+    def future_tolerance(self) -> int:
+        """In microseconds."""
+        return round(self.future_tolerance_seconds * 1_000_000)
+
+    @property
+    def receipt_tolerance(self) -> int:
+        """In microseconds."""
+        return round(self.receipt_tolerance_seconds * 1_000_000)
+
+
+def event_id(
+    *,
+    source: str,
+    symbol: str,
+    trade_epoch: int,
+    trade_id: int | None,
+    producer: str | None,
+    sequence: int | None,
+    place: tuple[str, int, int],
+) -> str:
+    """The same tick always gets the same id: the venue's number, else the ingester's, else its place.
+
+    place is topic, partition and offset. A name has no colon, so ids of one kind are equal only if all their parts are.
+    """
+    if trade_id is not None:
+        return f"{source}:{symbol}:{trade_epoch}:{trade_id}"
+    if producer is not None and sequence is not None:
+        return f"{producer}:{sequence}"
+    topic, partition, offset = place
+    return f"{topic}:{partition}:{offset}"
+
+
+def gold_time(event_time: int, received_at: int, is_future: bool) -> int:
+    """The time that gold's windows go by: the venue's, or the receipt where the venue's clock runs ahead."""
+    return received_at if is_future else event_time
+
+
+def feeds(gold_symbols: Mapping[str, str], pair: Pair, symbol: str) -> bool:
+    """Whether a symbol's ticks feed gold: for a source:asset that `gold_symbols` names, only that symbol's do."""
+    return gold_symbols.get(":".join(pair), symbol) == symbol

@@ -1,0 +1,74 @@
+"""Rows of a table as Polars frames: of the table's types, read from its files, by spans of time, and cut into files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from datetime import date
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from lake.delta.files import Files
+from lake.delta.log import DataFile
+from lake.delta.parquet import arrow_schema
+from lake.tables import Table
+
+# A file that has so many rows gets no further span. A change of one row writes a file of about so many again.
+ROWS_A_FILE = 1_000
+
+
+def schema_of(table: Table) -> pl.Schema:
+    """The table's columns and their Polars types."""
+    return pl.DataFrame(arrow_schema(table).empty_table()).schema
+
+
+def typed(table: Table, rows: pl.DataFrame) -> pl.DataFrame:
+    """The table's columns of the rows; those that it has got since the rows were written are null."""
+    schema = schema_of(table)
+    absent = [pl.lit(None, kind).alias(name) for name, kind in schema.items() if name not in rows.columns]
+    return rows.with_columns(absent).select(schema.names()).cast(schema)
+
+
+def read_rows(files: Files, table: Table, file: DataFile) -> pl.DataFrame:
+    """All rows of a data file. Raises FileNotFoundError, StoreError."""
+    rows = pl.from_arrow(pq.ParquetFile(io.BytesIO(files.read(file.path))).read())
+    assert isinstance(rows, pl.DataFrame)
+    # Spark may have written the columns that the table is partitioned by into the file too.
+    partition = {name: pl.lit(date.fromisoformat(day)) for name, day in file.add["partitionValues"].items()}
+    return typed(table, rows.with_columns(**partition))
+
+
+def span_of(table: Table, column: str = "") -> pl.Expr:
+    """The span of a row. column: of its time; default: the table's own."""
+    if table.file_span is None:
+        return pl.lit(0, pl.Int64)
+    return pl.col(column or table.file_time).cast(pl.Int64) // table.span_micros
+
+
+def cut(table: Table, rows: pl.DataFrame, is_interrupted: Callable[[int, int], bool]) -> list[pl.DataFrame]:
+    """The rows by files: consecutive whole spans of one partition, until there are ROWS_A_FILE.
+
+    is_interrupted: whether a file that stays may hold a span from one to before another.
+    """
+    if rows.is_empty():
+        return []
+    if table.file_span is None:
+        return [rows]
+    partition = list(table.partitioned_by)
+    first, last = rows.select(span_of(table).min().alias("first"), span_of(table).max().alias("last")).row(0)
+    one_partition = not partition or rows.select(partition).n_unique() == 1
+    if rows.height <= ROWS_A_FILE and one_partition and not is_interrupted(first, last + 1):
+        return [rows]
+    rows = rows.with_columns(span_of(table).alias("_span")).sort("_span", *partition)
+    pieces: list[pl.DataFrame] = []
+    begin, filled = 0, 0
+    before: list[object] = []
+    end = 0
+    for span, *of, count in rows.group_by("_span", *partition, maintain_order=True).len().rows():
+        if filled and (filled >= ROWS_A_FILE or of != before or is_interrupted(end, span)):
+            pieces.append(rows.slice(begin, filled))
+            begin, filled = begin + filled, 0
+        filled, before, end = filled + count, of, span + 1
+    pieces.append(rows.slice(begin, filled))
+    return [piece.drop("_span") for piece in pieces]

@@ -1,0 +1,187 @@
+"""Ticks of silver, looked back into by the driver: what a minute-old price or a sudden move needs.
+
+The driver knows silver's files by the times in their statistics, and reads the row groups that a question touches.
+Most questions are about the last minutes, whose files it has just committed and keeps in memory; an older one costs a
+look into the log.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import NamedTuple
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from lake.contract import Pair
+from lake.delta.files import Files
+from lake.delta.log import DataFile
+from lake.gold.alerts import AlertTick
+from lake.gold.summary import PAIR
+from lake.times import Range, to_micros
+
+# A file of so many bytes is read in one go; of a larger one only the row groups that are asked for.
+SMALL_FILE = 512 * 1024
+# So many rows are kept as they were read, and so many files are remembered.
+KEPT_ROWS = 200_000
+KEPT_FILES = 5_000
+THREADS = 8
+TIMES = ("event_time", "received_at")
+ORDER = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
+_COLUMNS = ("source", "asset", "symbol", "price_usd", *ORDER[1:], *TIMES, "is_future")
+_SCHEMA = pl.Schema(
+    [
+        *((name, pl.String()) for name in ("source", "asset", "symbol")),
+        ("price_usd", pl.Decimal(28, 12)),
+        *((name, pl.String() if name in ("producer", "event_id") else pl.Int64()) for name in ORDER),
+    ]
+)
+
+
+class _Group(NamedTuple):
+    """A row group: its number, and the gold times that its rows may have, in microseconds since 1970."""
+
+    number: int
+    first: int
+    last: int
+
+
+class _Known(NamedTuple):
+    """A file, and the gold times that its rows may have."""
+
+    first: int
+    last: int
+    file: DataFile
+
+
+class Lookback:
+    """The ticks that feed gold, by gold time."""
+
+    def __init__(
+        self, files: Files, all_files: Callable[[], Iterable[DataFile]], feeds: Callable[[pl.DataFrame], pl.DataFrame]
+    ) -> None:
+        """all_files: of silver.ticks at this moment. feeds: the rows with source, asset, symbol that feed gold."""
+        self._files, self._all_files, self._feeds = files, all_files, feeds
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        # The known files have all ticks from this gold time on; None: not looked at yet.
+        self._floor: int | None = None
+        self._groups: OrderedDict[str, list[_Group]] = OrderedDict()
+        self._rows: OrderedDict[tuple[str, int], pl.DataFrame] = OrderedDict()
+        self._kept = 0
+        self._lock = threading.Lock()
+
+    def add(self, files: Iterable[DataFile]) -> None:
+        """Files that silver.ticks gets."""
+        with self._lock:
+            for file in files:
+                self._known[file.path] = _known(file)
+            while len(self._known) > KEPT_FILES:
+                forgotten = self._known.popitem(last=False)[1]
+                if self._floor is not None:
+                    self._floor = max(self._floor, forgotten.last + 1)
+
+    def ticks(self, ranges: Sequence[Range], pairs: pl.DataFrame | None = None) -> pl.DataFrame:
+        """Ticks whose gold times lie in one of the ranges, in tick order. pairs: source, asset; None: all.
+
+        Out: source, asset, symbol, price_usd, ORDER; times in microseconds since 1970.
+        """
+        with self._lock:
+            try:
+                parts = [self._feeds(part) for part in self._touching(ranges)]
+            except FileNotFoundError:
+                # Maintenance has put its rows into another file, and VACUUM has removed it.
+                self._floor = None
+                self._known.clear()
+                parts = [self._feeds(part) for part in self._touching(ranges)]
+        within = pl.any_horizontal(pl.col("gold_time").is_between(*ends, closed="left") for ends in ranges)
+        rows = pl.concat([part.filter(within) for part in parts]) if parts else pl.DataFrame(schema=_SCHEMA)
+        if pairs is not None:
+            rows = rows.join(pairs, on=PAIR, how="semi")
+        return rows.sort(ORDER)
+
+    def of_pair(self, pair: Pair, ranges: Sequence[Range]) -> list[AlertTick]:
+        """One pair's ticks, in tick order."""
+        rows = self.ticks(ranges, pl.DataFrame([pair], schema=list(PAIR), orient="row"))
+        return [AlertTick(*row) for row in rows.select("gold_time", "price_usd", "event_id").rows()]
+
+    def _touching(self, ranges: Sequence[Range]) -> list[pl.DataFrame]:
+        def asked(first: int, last: int) -> bool:
+            return any(first < end and last >= begin for begin, end in ranges)
+
+        files = [known.file for known in self._files_since(min(begin for begin, _ in ranges)) if asked(*known[:2])]
+        small = [file for file in files if file.path not in self._groups and file.size <= SMALL_FILE]
+        if small:
+            with ThreadPoolExecutor(min(THREADS, len(small))) as threads:
+                for file, content in zip(small, threads.map(lambda f: self._files.read(f.path), small), strict=True):
+                    self._read(file, pq.ParquetFile(io.BytesIO(content)), asked)
+        parts: list[pl.DataFrame] = []
+        for file in files:
+            groups = self._groups.get(file.path)
+            missing = groups is None or any(
+                (file.path, group.number) not in self._rows for group in groups if asked(group.first, group.last)
+            )
+            if missing:
+                self._read(file, self._opened(file), asked)
+            for group in self._groups[file.path]:
+                if asked(group.first, group.last):
+                    self._rows.move_to_end((file.path, group.number))
+                    parts.append(self._rows[file.path, group.number])
+        while self._kept > KEPT_ROWS and len(self._rows) > 1:
+            self._kept -= self._rows.popitem(last=False)[1].height
+        while len(self._groups) > KEPT_FILES:
+            self._groups.popitem(last=False)
+        return parts
+
+    def _files_since(self, begin: int) -> Iterable[_Known]:
+        """The files that may have ticks from a gold time on, and others."""
+        if self._floor is None or begin < self._floor:
+            everything = [_known(file) for file in self._all_files()]
+            if self._floor is None:
+                newest = sorted(everything, key=lambda known: known.last)[-KEPT_FILES:]
+                self._floor = 0 if len(newest) == len(everything) else newest[0].last + 1
+                added = self._known
+                self._known = OrderedDict((known.file.path, known) for known in newest)
+                self._known.update(added)
+            return list({known.file.path: known for known in (*everything, *self._known.values())}.values())
+        return list(self._known.values())
+
+    def _read(self, file: DataFile, opened: pq.ParquetFile, asked: Callable[[int, int], bool]) -> None:
+        groups = [_group(opened.metadata.row_group(number), number) for number in range(opened.num_row_groups)]
+        self._groups[file.path] = groups
+        for group in groups:
+            if asked(group.first, group.last) and (file.path, group.number) not in self._rows:
+                rows = pl.from_arrow(opened.read_row_group(group.number, list(_COLUMNS)))
+                assert isinstance(rows, pl.DataFrame)
+                rows = _with_gold_time(rows)
+                self._rows[file.path, group.number] = rows
+                self._kept += rows.height
+
+    def _opened(self, file: DataFile) -> pq.ParquetFile:
+        if file.size > SMALL_FILE:
+            # A row group's columns lie side by side, so that reading ahead is worth it.
+            return pq.ParquetFile(self._files.open(file.path, file.size))
+        return pq.ParquetFile(io.BytesIO(self._files.read(file.path)))
+
+
+def _with_gold_time(rows: pl.DataFrame) -> pl.DataFrame:
+    time = pl.when("is_future").then("received_at").otherwise("event_time").cast(pl.Int64)
+    return rows.with_columns(gold_time=time).select(_SCHEMA.names()).cast(_SCHEMA)
+
+
+def _known(file: DataFile) -> _Known:
+    ends = [
+        [to_micros(datetime.fromisoformat(values[name])) for name in TIMES] for values in (file.lowest, file.highest)
+    ]
+    # Delta's statistics are cut to milliseconds.
+    return _Known(min(ends[0]), max(ends[1]) + 1_000, file)
+
+
+def _group(group: pq.RowGroupMetaData, number: int) -> _Group:
+    columns = (group.column(index) for index in range(group.num_columns))
+    times = [column.statistics for column in columns if column.path_in_schema in TIMES]
+    return _Group(number, min(to_micros(time.min) for time in times), max(to_micros(time.max) for time in times) + 1)

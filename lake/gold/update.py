@@ -1,0 +1,392 @@
+"""Gold, kept up to date from what each micro-batch adds to the five-second summaries of silver's ticks.
+
+gold.price_5s is the state: rows that merge (lake.gold.summary). A micro-batch folds its summaries into the rows that
+they touch, and everything else is derived again from rows near those. So memory and time grow with what changed,
+a tick that is hours late costs one look into an old file, and a start reads the last minutes as whole files.
+
+Each table is written in a transaction of its own, and knows by the micro-batch in it whether a replay has it already.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from lake.contract import Pair
+from lake.delta.log import DataFile
+from lake.delta.slices import Batch, Change, Changes, Sink, Slices
+from lake.delta.writer import Changed, LakeWriter
+from lake.gold import derive
+from lake.gold.alerts import Alert, Extremes, alert_row, bound, episodes
+from lake.gold.derive import OLDEST_COMPARED, ROLLED, TIME
+from lake.gold.lookback import Lookback
+from lake.gold.summary import COLUMNS, PAIR, SUMS, merged
+from lake.rules import GoldRules
+from lake.tables import (
+    GOLD_ALERTS,
+    GOLD_CURRENT_PRICE,
+    GOLD_PRICE_1M,
+    GOLD_PRICE_5S,
+    GOLD_ROLLING_PRICE,
+    SILVER_TICKS,
+)
+from lake.times import BUCKET, MINUTE, SECOND, bucket_of, bucket_start, to_micros
+
+# A change of so recent buckets is looked at up to the newest one.
+RECENT = 15 * MINUTE // BUCKET
+# A tick that is hours late needs to know what followed it; so much at first, all of it where that is not enough.
+FOLLOWED = 30 * MINUTE // BUCKET
+_KEY = (*PAIR, "start")
+
+
+def feeding(rows: pl.DataFrame, symbols: Mapping[str, str]) -> pl.DataFrame:
+    """Rows with source, asset and symbol, of symbols that feed gold (lake.contract.feeds)."""
+    if not symbols:
+        return rows
+    pair = pl.concat_str("source", "asset", separator=":")
+    chosen = pair.replace_strict(dict(symbols), default=pl.col("symbol"), return_dtype=pl.String)
+    return rows.filter(chosen == pl.col("symbol"))
+
+
+class Buckets:
+    """gold.price_5s as of a micro-batch, with a change that is not committed yet."""
+
+    def __init__(self, slices: Slices, change: Change | None) -> None:
+        self._slices, self._change = slices, change
+
+    def stored(self, starts: Iterable[int]) -> pl.DataFrame:
+        """The rows of buckets that begin at these times, and `start`."""
+        rows = self._slices.load([start // BUCKET for start in starts], self._change)
+        return rows.with_columns(pl.col("window_start").cast(pl.Int64).alias("start"))
+
+    def sums(self, starts: Iterable[int]) -> pl.DataFrame:
+        """Their source, asset, start and SUMS."""
+        return self.stored(starts).select(*_KEY, *SUMS)
+
+    def ends(self, starts: Iterable[int]) -> pl.DataFrame:
+        """Their source, asset, start, high, low, open_time, close_time, close."""
+        return self.stored(starts).select(
+            *(*_KEY, "high", "low", "close"),
+            pl.col("first_event_time").cast(pl.Int64).alias("open_time"),
+            pl.col("last_event_time").cast(pl.Int64).alias("close_time"),
+        )
+
+
+class Gold:
+    """Gold's tables between micro-batches."""
+
+    def __init__(
+        self, lake: LakeWriter, rules: GoldRules, minutes: Mapping[Pair, int], sink: Sink | None = None
+    ) -> None:
+        """minutes: of each pair that gold has, the second since 1970 of its newest minute."""
+        self._lake, self._rules = lake, rules
+        self._five = Slices(lake, GOLD_PRICE_5S, sink)
+        self.minutes = Slices(lake, GOLD_PRICE_1M, sink)
+        self._rolling = Slices(lake, GOLD_ROLLING_PRICE, sink)
+        self._current = Slices(lake, GOLD_CURRENT_PRICE, sink)
+        self._alerts = Slices(lake, GOLD_ALERTS, sink)
+        self._lookback = Lookback(
+            lake.files, lambda: lake.live(SILVER_TICKS).all(), lambda rows: feeding(rows, rules.symbols)
+        )
+        # Where the bucket of a pair's newest tick begins, of pairs that had a tick since the start.
+        self._newest = pl.DataFrame(schema={"source": pl.String, "asset": pl.String, "newest": pl.Int64})
+        # Of the other pairs only the minute is known.
+        known = [(*pair, second * SECOND) for pair, second in minutes.items()]
+        self._newest_minutes = pl.DataFrame(
+            known, schema={"source": pl.String, "asset": pl.String, "minute": pl.Int64}, orient="row"
+        )
+
+    def has(self, files: Iterable[DataFile]) -> None:
+        """silver.ticks gets these files."""
+        self._lookback.add(files)
+
+    def write(self, summaries: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """Bring all tables up to date with a micro-batch's ticks: their summaries by source, symbol, asset and start.
+
+        Out: source, asset and start of the minutes that changed. Raises Fenced.
+        """
+        delta = merged(feeding(summaries, self._rules.symbols), *_KEY)
+        changed_minutes = delta.select(*PAIR, pl.col("start") // MINUTE * MINUTE).unique()
+        if delta.is_empty():
+            return changed_minutes
+        newest, outdated = self._attempt(delta, changed_minutes, batch, again=False)
+        while outdated:
+            newest, outdated = self._attempt(delta, changed_minutes, batch, again=True)
+        self._newest = pl.concat([self._newest.join(newest, on=PAIR, how="anti"), newest.select(*PAIR, "newest")])
+        for slices in (self._five, self.minutes, self._rolling, self._current, self._alerts):
+            slices.forget_unused()
+        return changed_minutes
+
+    def _attempt(
+        self, delta: pl.DataFrame, changed_minutes: pl.DataFrame, batch: Batch, *, again: bool
+    ) -> tuple[pl.DataFrame, bool]:
+        """Write all tables side by side, each as soon as it is computed. Out: `_newest_after`, and whether maintenance
+        has replaced rows of gold.price_5s meanwhile, so that all that was derived from them must be derived `again`."""
+        five = self._five
+        change = None if five.written(batch) else five.prepare(self._spans(delta), self._fold(delta, batch))
+        buckets = Buckets(five, change)
+        running: list[Future[None]] = []
+        with ThreadPoolExecutor(8) as threads:
+
+            def update(slices: Slices, rows: pl.DataFrame, gone: pl.DataFrame | None = None) -> None:
+                spans = slices.spans_of(rows if gone is None else pl.concat([rows, gone]))
+                running.append(threads.submit(slices.update, batch, spans, lambda _: (rows, gone), again=again))
+
+            def lacks(slices: Slices) -> bool:
+                return again or not slices.written(batch)
+
+            if change:
+                running.append(threads.submit(five.commit, change, batch))
+            newest = self._newest_after(delta, buckets)
+            if lacks(self.minutes):
+                update(self.minutes, self._minute_rows(changed_minutes, buckets, batch.at))
+            if lacks(self._current):
+                update(self._current, self._current_rows(delta, buckets, batch.at))
+            if lacks(self._rolling):
+                update(self._rolling, self._rolling_rows(delta, newest, buckets, batch.at))
+            if lacks(self._alerts):
+                rows, gone = self._alert_rows(delta, newest, buckets, batch.at)
+                if rows.height or gone.height:
+                    update(self._alerts, rows, gone)
+            outdated = False
+            for step in running:
+                try:
+                    step.result()
+                except Changed:
+                    outdated = True
+        return newest, outdated
+
+    @staticmethod
+    def _spans(rows: pl.DataFrame) -> list[int]:
+        return [start // BUCKET for start in rows["start"].unique().to_list()]
+
+    # --- gold.price_5s and the minutes
+
+    def _fold(self, delta: pl.DataFrame, batch: Batch) -> Callable[[pl.DataFrame], Changes]:
+        added = delta.select(*_KEY, *COLUMNS)
+
+        def fold(before: pl.DataFrame) -> Changes:
+            keys = added.select(*PAIR, pl.col("start").cast(TIME).alias("window_start"))
+            touched = derive.summaries_of(before.join(keys, on=[*PAIR, "window_start"], how="semi"))
+            summaries = merged(pl.concat([touched.select(*_KEY, *COLUMNS), added]), *_KEY) if touched.height else added
+            return derive.price_rows(GOLD_PRICE_5S, summaries, batch.at), None
+
+        return fold
+
+    @staticmethod
+    def _minute_rows(changed: pl.DataFrame, buckets: Buckets, at: datetime) -> pl.DataFrame:
+        starts = [start for minute in changed["start"].unique() for start in range(minute, minute + MINUTE, BUCKET)]
+        rows = buckets.stored(starts).with_columns(pl.col("start") // MINUTE * MINUTE)
+        parts = derive.summaries_of(rows.join(changed, on=_KEY, how="semi"))
+        return derive.price_rows(GOLD_PRICE_1M, derive.windows(parts, MINUTE), at)
+
+    # --- gold.rolling_price
+
+    def _newest_after(self, delta: pl.DataFrame, buckets: Buckets) -> pl.DataFrame:
+        """Of the changed pairs: source, asset, before, since, newest.
+
+        newest: where the bucket of the newest tick begins, this micro-batch included. since: rolling prices up to it
+        need no look because time goes on. before: where the last bucket at that time began, or its minute.
+        """
+        pairs = delta.group_by(PAIR).agg(pl.col("start").max().alias("last"))
+        known = pairs.join(self._newest, on=PAIR, how="left").join(self._newest_minutes, on=PAIR, how="left")
+        known = known.with_columns(since=pl.coalesce("newest", "minute"))
+        # After a start: the buckets of the newest minute.
+        minutes = known.filter(pl.col("newest").is_null() & pl.col("minute").is_not_null())
+        starts = [s for minute in minutes["minute"].unique() for s in range(minute, minute + MINUTE, BUCKET)]
+        if starts:
+            rows = buckets.stored(starts).join(minutes.select(*PAIR, "minute"), on=PAIR)
+            within = rows.filter(pl.col("start").is_between(pl.col("minute"), pl.col("minute") + MINUTE, closed="left"))
+            known = known.join(within.group_by(PAIR).agg(pl.col("start").max().alias("found")), on=PAIR, how="left")
+            known = known.with_columns(pl.coalesce("newest", "found").alias("newest"))
+        return known.select(
+            *PAIR,
+            pl.col("newest").alias("before"),
+            "since",
+            pl.max_horizontal("newest", "last").alias("newest"),
+        )
+
+    def _rolling_rows(self, delta: pl.DataFrame, newest: pl.DataFrame, buckets: Buckets, at: datetime) -> pl.DataFrame:
+        """Each row that looks back on a changed bucket, and those that time has come to."""
+        reach = max(ROLLED, self._rules.volatility_buckets)
+        wanted = derive.looks(delta.select(_KEY), newest, reach)
+        # A pair that has gone on: its last minute before is seen from later too.
+        ahead = newest.filter(pl.col("newest") > pl.col("since"))
+        starts = {
+            start
+            for since, before in ahead.select("since", "before").unique().rows()
+            for start in range(since - MINUTE + BUCKET, (before if before is not None else since) + BUCKET, BUCKET)
+        }
+        if starts:
+            older = buckets.sums(starts).join(ahead.select(*PAIR, "since"), on=PAIR)
+            later = derive.looks(older, newest, ROLLED).join(ahead.select(*PAIR, "since"), on=PAIR)
+            wanted = pl.concat(
+                [wanted, later.filter(pl.col("as_of") > pl.col("since")).select(wanted.columns)]
+            ).unique()
+        looks = wanted["as_of"].unique()
+        near = {start for look in looks for start in range(look - reach * BUCKET, look, BUCKET)}
+        return derive.rolling_rows(wanted, buckets.sums(near), self._rules, at)
+
+    # --- gold.current_price
+
+    def _current_rows(self, delta: pl.DataFrame, buckets: Buckets, at: datetime) -> pl.DataFrame:
+        fresh = derive.newest_ticks(delta)
+        current = self._current.load([0]).join(fresh.select("asset"), on="asset", how="semi")
+        known = derive.newest_of(current, self._rules.future_tolerance_seconds)
+        best = derive.newest_ticks(pl.concat([known, fresh.select(known.columns)]))
+        wanted = best.select(pl.col("newest_source").alias("source"), "asset", time=pl.col("newest_time") - MINUTE)
+        starts = {
+            bucket_start(number)
+            for time in wanted["time"].unique()
+            for number in range(bucket_of(time + MINUTE - OLDEST_COMPARED), bucket_of(time) + 1)
+        }
+        whole, split = derive.prices_before(wanted, buckets.ends(starts))
+        among = self._prices_among_ticks(split)
+        before = pl.concat([whole, among]).select("asset", "price")
+        return derive.current_rows(best, before, at)
+
+    def _prices_among_ticks(self, split: pl.DataFrame) -> pl.DataFrame:
+        """source, asset, price of the last tick at or before `time` in the bucket that begins at `start`."""
+        if split.is_empty():
+            return pl.DataFrame(schema={"source": pl.String, "asset": pl.String, "price": pl.Decimal(28, 12)})
+        ranges = [(start, start + BUCKET) for start in split["start"].unique().sort()]
+        ticks = self._lookback.ticks(ranges, split.select(PAIR)).join(split, on=PAIR, maintain_order="left")
+        within = ticks.filter((pl.col("gold_time") <= pl.col("time")) & (pl.col("gold_time") >= pl.col("start")))
+        last = within.unique(PAIR, keep="last", maintain_order=True)
+        return last.select(*PAIR, pl.col("price_usd").alias("price"))
+
+    # --- gold.alerts
+
+    def _alert_rows(
+        self, delta: pl.DataFrame, newest: pl.DataFrame, buckets: Buckets, at: datetime
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Rows of gold.alerts that change, and rows that go, as all ticks that silver has make them."""
+        changed = delta.group_by(PAIR).agg(pl.col("start").min().alias("first"), pl.col("start").max().alias("last"))
+        pairs = self._suspects(delta, buckets).vstack(self._in_alert(changed)).unique()
+        upserts: list[tuple[object, ...]] = []
+        gone: list[tuple[object, ...]] = []
+        rows = changed.join(pairs, on=PAIR).join(newest.select(*PAIR, "newest"), on=PAIR)
+        for source, asset, first, last, end in rows.rows():
+            pair = (source, asset)
+            begin, until, alerts = self._reassessed(pair, bucket_of(first), bucket_of(last), bucket_of(end), buckets)
+            stored = {
+                alert.alert_id: alert
+                for alert in self._stored_alerts(pair, begin)
+                if begin <= alert.opened_at and (until is None or alert.opened_at < until)
+            }
+            for alert_id in stored.keys() | alerts.keys():
+                old, new = stored.get(alert_id), alerts.get(alert_id)
+                if new is None and old is not None:
+                    gone.append(alert_row(old, self._rules.alerts, at))
+                elif new is not None and new != old:
+                    upserts.append(alert_row(new, self._rules.alerts, at))
+        return self._alert_frame(upserts), self._alert_frame(gone)
+
+    def _alert_frame(self, rows: Sequence[tuple[object, ...]]) -> pl.DataFrame:
+        return pl.DataFrame(rows, schema=self._alerts.empty().schema, orient="row")
+
+    def _suspects(self, delta: pl.DataFrame, buckets: Buckets) -> pl.DataFrame:
+        """Pairs with a bucket, near a changed one, in which an episode may be open now; by doubles, a little wider."""
+        reach = self._rules.alerts.reach
+        step = pl.DataFrame({"step": range(reach + 1)})
+        touched = delta.select(_KEY).join(step, how="cross").select(*PAIR, pl.col("start") + pl.col("step") * BUCKET)
+        touched = touched.unique()
+        starts = {start + near * BUCKET for start in touched["start"].unique() for near in range(-reach, 1)}
+        ends = buckets.ends(starts)
+        looked_at = touched.join(ends.select(_KEY), on=_KEY, how="semi").rename({"start": "of"}).join(step, how="cross")
+        windows = looked_at.with_columns(start=pl.col("of") - pl.col("step") * BUCKET).join(ends, on=_KEY)
+        extremes = windows.group_by(*PAIR, "of").agg(pl.col("high").max(), pl.col("low").min())
+        most = pl.col("high").cast(pl.Float64) / pl.col("low").cast(pl.Float64) - 1
+        least = float(self._rules.alerts.threshold) / 2 * (1 - 1e-9) - 1e-12
+        return extremes.filter(most >= least).select(PAIR).unique()
+
+    def _in_alert(self, changed: pl.DataFrame) -> pl.DataFrame:
+        """Pairs with an episode that was open at a changed bucket, or later."""
+        rows = self._alerts_since(changed["first"].min())
+        joined = rows.join(changed, on=PAIR)
+        closed_at = pl.col("closed_at").cast(pl.Int64)
+        return joined.filter(closed_at.is_null() | (closed_at >= pl.col("first"))).select(PAIR).unique()
+
+    def _alerts_since(self, since: Any) -> pl.DataFrame:
+        """Rows of files with episodes that were open then, or later."""
+
+        def may_have(file: DataFile) -> bool:
+            if file.nulls.get("closed_at", 1):
+                return True
+            # Statistics are cut to milliseconds.
+            return bool(to_micros(datetime.fromisoformat(file.highest["closed_at"])) + 1_000 >= since)
+
+        return self._alerts.rows_of([file for file in self._lake.live(GOLD_ALERTS).all() if may_have(file)])
+
+    def _stored_alerts(self, pair: Pair, since: int) -> list[Alert]:
+        """A pair's rows of gold.alerts that may matter from a gold time on, by time."""
+        rows = self._alerts_since(since - self._rules.alerts.cooldown_seconds * SECOND)
+        names = [name for name in GOLD_ALERTS.column_names if name in Alert.__dataclass_fields__]
+        of_pair = rows.filter((pl.col("source") == pair[0]) & (pl.col("asset") == pair[1])).sort("opened_at")
+        times = of_pair.with_columns(pl.col("opened_at", "reference_time", "closed_at").cast(pl.Int64)).select(names)
+        return [Alert(**row) for row in times.to_dicts()]
+
+    def _extremes(self, pair: Pair, low: int, high: int, buckets: Buckets) -> dict[int, Extremes]:
+        """A pair's buckets from one number to before another."""
+        rows = buckets.ends(map(bucket_start, range(low, high)))
+        of_pair = rows.filter((pl.col("source") == pair[0]) & (pl.col("asset") == pair[1]))
+        return {
+            bucket_of(start): Extremes(*ends)
+            for start, *ends in of_pair.select("start", "high", "low", "open_time").rows()
+        }
+
+    def _reassessed(
+        self, pair: Pair, first: int, last: int, newest: int, buckets: Buckets
+    ) -> tuple[int, int | None, dict[str, Alert]]:
+        """(begin, end, the alerts that open in between), after changes to buckets from `first` to `last`.
+
+        From a moment before `first` at which no episode was open, to the first one after `last` at which things are as
+        before the change; None: to the newest tick.
+        """
+        rule = self._rules.alerts
+        low = first - 2 * ROLLED
+        high = newest + 1 if first >= newest - RECENT else min(newest, last + FOLLOWED) + 1
+        while True:
+            view = self._extremes(pair, low, high, buckets)
+            numbers = sorted(number for number in view if low + rule.reach <= number < high)
+            at = bisect_left(numbers, first)
+            while at > 0 and bound(view, numbers[at - 1], rule) >= rule.threshold / 2:
+                at -= 1
+            start = bucket_start(numbers[at])
+            stored = self._stored_alerts(pair, start)
+            across = [a for a in stored if a.opened_at < start and (a.closed_at is None or a.closed_at >= start)]
+            if across:
+                low = bucket_of(across[0].opened_at) - 2 * ROLLED
+                first = min(first, bucket_of(across[0].opened_at))
+                continue
+            if at == 0 and numbers[0] == low + rule.reach:
+                low -= 4 * (newest - low)
+                continue
+            alerts: dict[str, Alert] = {}
+            closed_at = _last_closed(stored, start)
+            cut = False
+            for stretch, closed_before, opened in episodes(
+                pair, view, numbers[at:], closed_at, self._lookback.of_pair, rule
+            ):
+                begin = bucket_start(stretch.buckets[0])
+                if stretch.buckets[0] > last + rule.reach and closed_before == _last_closed(stored, begin):
+                    return start, begin, alerts
+                alerts.update({alert.alert_id: alert for alert in opened})
+                cut = stretch.then is None
+                closed_at = max((a.closed_at for a in opened if a.closed_at is not None), default=closed_at)
+            if high > newest:
+                return start, None, alerts
+            end = bucket_start(high)
+            if not cut and closed_at == _last_closed(stored, end):
+                return start, end, alerts
+            high = newest + 1
+
+
+def _last_closed(alerts: Iterable[Alert], before: int) -> int | None:
+    """When the last of the episodes that opened before a time was closed."""
+    return max((a.closed_at for a in alerts if a.opened_at < before and a.closed_at is not None), default=None)

@@ -1,0 +1,275 @@
+"""A micro-batch's records into data files that no table has yet, by the executors that read them from Kafka.
+
+One pass over the records, in columns, makes bronze's file, silver's file of the ticks among them, quarantine's file of
+the others, and what the driver must know of the ticks: the runs of their trade ids (lake.silver.deduplicate) and a
+summary of each five seconds of each instrument (lake.gold.summary). Only that and the files' names come back to the
+driver, which decides whether the files become part of their tables. Files of a task that died belong to no table;
+VACUUM removes them.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from urllib.parse import unquote
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+
+from lake.contract import TickRules
+from lake.delta.files import Files
+from lake.delta.log import Action
+from lake.delta.parquet import as_stored, encoded_file
+from lake.gold.summary import of_ticks
+from lake.silver.deduplicate import Numbers, Repeats, distinct, numbers, without
+from lake.silver.judge import GapReport, InstrumentId
+from lake.silver.read import read, with_notional
+from lake.tables import BRONZE_TICKS, SILVER_QUARANTINE, SILVER_TICKS, Table
+from lake.times import MINUTE, SECOND
+
+# So many records of a Kafka partition are a task's: more of them keep all cores busy until the end.
+RECORDS_A_TASK = 100_000
+# A file has hardly more records, or bytes of them, whatever a task is given: so much memory it takes.
+RECORDS_A_FILE = 200_000
+BYTES_A_FILE = 128 << 20
+# So many records are read together, which is quicker than a few at a time.
+RECORDS_A_LOOK = 10_000
+BYTES_A_LOOK = 16 << 20
+# Fewer rows than this are sooner read once more by the driver than by a job.
+FEW = 20_000
+_TIMES = ("event_time", "received_at")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What executors must know to stage a micro-batch's records."""
+
+    files: Files
+    root: str
+    # Those of bronze.ticks, silver.ticks and silver.quarantine that lack the micro-batch.
+    tables: tuple[Table, ...]
+    # When the micro-batch began.
+    at: datetime
+    rules: TickRules
+    # source, asset, newest: the newest minute that gold has, in seconds since 1970.
+    minutes: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class TickFiles:
+    """The distinct ticks of one part of the records: a file a date, and what the driver must know of them.
+
+    actions: what silver's log would say of the files; empty if silver has them. summaries: source, symbol, asset,
+    start, and the columns of lake.gold.summary.of_ticks.
+    """
+
+    actions: list[Action]
+    numbers: Numbers
+    summaries: pl.DataFrame
+
+
+@dataclass
+class Staged:
+    """What became of records: files by the table's name, those of ticks apart, and what is no tick."""
+
+    records: int = 0
+    files: dict[str, list[Action]] = field(default_factory=dict)
+    ticks: list[TickFiles] = field(default_factory=list)
+    # Trades that records in quarantine name.
+    rejected: list[InstrumentId] = field(default_factory=list)
+    # By partition and offset.
+    reports: list[GapReport] = field(default_factory=list)
+
+    def add(self, other: Staged) -> None:
+        """Have what became of other records too."""
+        self.records += other.records
+        for name, files in other.files.items():
+            self.files[name] = self.files.get(name, []) + files
+        self.ticks += other.ticks
+        self.rejected += other.rejected
+        self.reports += other.reports
+
+    def of(self, table: Table) -> list[Action]:
+        """The files of a table."""
+        if table == SILVER_TICKS:
+            return [action for part in self.ticks for action in part.actions]
+        return self.files.get(table.qualified_name, [])
+
+
+def stage(records: DataFrame, plan: Plan) -> Staged:
+    """Stage records (lake.contract.RECORD, and ingested_at where bronze has them) on the executors: one Spark job."""
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return stage_part(batches, plan)
+
+    staged = Staged()
+    for row in records.mapInArrow(task, "staged BINARY").collect():
+        staged.add(pickle.loads(row["staged"]))
+    return staged
+
+
+def stage_part(batches: Iterable[pa.RecordBatch], plan: Plan) -> Iterator[pa.RecordBatch]:
+    """What one task does: its records in, one pickled Staged out."""
+    # The other cores have tasks of their own.
+    pa.set_cpu_count(1)
+    staged, waiting = Staged(), _Part(plan)
+    with ThreadPoolExecutor(2) as threads:
+        for records in _joined(batches):
+            waiting.add(records)
+            if waiting.records >= RECORDS_A_FILE or waiting.bytes >= BYTES_A_FILE:
+                staged.add(waiting.written(threads))
+                waiting = _Part(plan)
+        if waiting.records:
+            staged.add(waiting.written(threads))
+    yield pa.record_batch({"staged": pa.array([pickle.dumps(staged)], pa.binary())})
+
+
+def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Some batches at a time, none without records."""
+    joined: list[pa.RecordBatch] = []
+    for batch in batches:
+        joined.append(batch)
+        if sum(b.num_rows for b in joined) >= RECORDS_A_LOOK or sum(b.nbytes for b in joined) >= BYTES_A_LOOK:
+            yield pa.Table.from_batches(joined)
+            joined = []
+    if any(batch.num_rows for batch in joined):
+        yield pa.Table.from_batches(joined)
+
+
+class _Part:
+    """Records that are read, and not written yet."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._records: list[pa.Table] = []
+        self._ticks: list[pa.Table] = []
+        self._quarantined: list[pa.Table] = []
+        self._staged = Staged()
+        self.records = self.bytes = 0
+
+    def add(self, records: pa.Table) -> None:
+        if "ingested_at" not in records.column_names:
+            at = pa.scalar(self._plan.at, pa.timestamp("us", "UTC"))
+            records = records.append_column("ingested_at", pa.repeat(at, records.num_rows))
+        contents = read(records, self._plan.rules)
+        self._records.append(records)
+        self._ticks.append(contents.ticks)
+        self._quarantined.append(contents.quarantined)
+        self._staged.rejected += contents.rejected_ids
+        self._staged.reports += contents.reports
+        self.records += records.num_rows
+        self.bytes += records.nbytes
+
+    def written(self, threads: ThreadPoolExecutor) -> Staged:
+        plan, staged = self._plan, self._staged
+        staged.records = self.records
+        # Beside what follows.
+        bronze = threads.submit(self._write, BRONZE_TICKS, lambda: _bronze(pa.concat_tables(self._records)))
+        quarantine = threads.submit(self._write, SILVER_QUARANTINE, self._quarantine)
+        ticks = distinct(columns(pa.concat_tables(self._ticks)))
+        staged.ticks = [_tick_files(with_is_late(ticks, plan.minutes), plan)] if ticks.height else []
+        staged.files = {**bronze.result(), **quarantine.result()}
+        return staged
+
+    def _quarantine(self) -> pa.Table:
+        records = pa.concat_tables(self._quarantined)
+        at = pa.scalar(self._plan.at, pa.timestamp("us", "UTC"))
+        return records.append_column("quarantined_at", pa.repeat(at, records.num_rows))
+
+    def _write(self, table: Table, rows: Callable[[], pa.Table]) -> dict[str, list[Action]]:
+        """Write these rows as a file of the table, if that lacks the micro-batch."""
+        if table not in self._plan.tables or not (part := rows()).num_rows:
+            return {}
+        return {table.qualified_name: [_written(table, part, self._plan)]}
+
+
+def columns(ticks: pa.Table) -> pl.DataFrame:
+    """Rows of silver.ticks, with or without is_late, and their notional; times as Int64 in microseconds since 1970."""
+    rows = pl.from_arrow(ticks if "notional" in ticks.column_names else with_notional(ticks))
+    assert isinstance(rows, pl.DataFrame)
+    return rows.with_columns(pl.col(_TIMES).cast(pl.Int64))
+
+
+def with_is_late(ticks: pl.DataFrame, minutes: pl.DataFrame) -> pl.DataFrame:
+    """Whether a later minute of a tick's source and asset was in gold before it came."""
+    gold_time = pl.when("is_future").then("received_at").otherwise("event_time")
+    is_late = gold_time // MINUTE * (MINUTE // SECOND) < pl.col("newest")
+    known = ticks.join(minutes, on=["source", "asset"], how="left", maintain_order="left")
+    return known.with_columns(is_late.fill_null(False).alias("is_late")).drop("newest")
+
+
+def _tick_files(ticks: pl.DataFrame, plan: Plan) -> TickFiles:
+    """Write distinct ticks as files of silver.ticks, unless it has the micro-batch."""
+    actions: list[Action] = []
+    if SILVER_TICKS in plan.tables:
+        rows = ticks.with_columns(pl.col(_TIMES).cast(pl.Datetime("us", "UTC"))).drop("notional")
+        actions = [_written(SILVER_TICKS, part.to_arrow(), plan) for part in rows.partition_by("event_date")]
+    return TickFiles(actions, numbers(ticks), of_ticks(ticks, "source", "symbol", "asset"))
+
+
+def _written(table: Table, rows: pa.Table, plan: Plan) -> Action:
+    file = encoded_file(table, as_stored(table, rows))
+    plan.files.write(f"{table.path(plan.root)}/{file.name}", file.content)
+    return file.action
+
+
+def _bronze(records: pa.Table) -> pa.Table:
+    date = records["ingested_at"].cast(pa.date32())
+    return records.append_column("ingest_date", date).select(list(BRONZE_TICKS.column_names))
+
+
+def without_repeats(
+    spark: SparkSession, parts: Sequence[TickFiles], repeats: dict[int, Repeats], plan: Plan
+) -> list[TickFiles]:
+    """The parts without what is not new in them: `repeats` by the number of the part. New files replace theirs."""
+    changed = [(parts[number].actions, repeats[number]) for number in repeats]
+    rows = sum(int(parts[number].summaries["tick_count"].sum()) for number in repeats)
+    made = _each(spark, changed, plan, rows)
+    for actions, _ in changed:
+        for action in actions:
+            plan.files.delete(_url(action, plan))
+    return [*(part for number, part in enumerate(parts) if number not in repeats), *made]
+
+
+def read_back(spark: SparkSession, actions: Sequence[Action], rows: int, plan: Plan) -> list[TickFiles]:
+    """What the driver must know of files, of so many rows, that silver.ticks has already."""
+    return _each(spark, [([action], None) for action in actions], plan, rows)
+
+
+_Reading = tuple[list[Action], Repeats | None]
+"""Files of silver.ticks to be read again, and what to leave out of new ones; None: make no new ones."""
+
+
+def _each(spark: SparkSession, readings: Sequence[_Reading], plan: Plan, rows: int) -> list[TickFiles]:
+    if rows <= FEW:
+        made = [_again(reading, plan) for reading in readings]
+    else:
+        tasks = spark.sparkContext.parallelize(list(readings), len(readings))
+        made = [pickle.loads(part) for part in tasks.map(lambda task: pickle.dumps(_again(task, plan))).collect()]
+    return [part for part in made if part]
+
+
+def _again(reading: _Reading, plan: Plan) -> TickFiles | None:
+    """The ticks without the repeats; None if none is left."""
+    actions, repeats = reading
+    ticks = pl.concat([_read(action, plan) for action in actions])
+    if repeats is None:
+        return TickFiles([], numbers(ticks), of_ticks(ticks, "source", "symbol", "asset"))
+    left = without(ticks, repeats)
+    return _tick_files(left, plan) if left.height else None
+
+
+def _read(action: Action, plan: Plan) -> pl.DataFrame:
+    rows = pq.ParquetFile(io.BytesIO(plan.files.read(_url(action, plan)))).read()
+    dates = (pl.lit(date.fromisoformat(value)).alias(name) for name, value in action["partitionValues"].items())
+    return columns(rows).with_columns(dates)
+
+
+def _url(action: Action, plan: Plan) -> str:
+    return f"{SILVER_TICKS.path(plan.root)}/{unquote(action['path'])}"

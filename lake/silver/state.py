@@ -1,0 +1,108 @@
+"""The state of deduplication between starts: a snapshot now and then, and what each commit since has added.
+
+A commit of silver.ticks carries what its micro-batch adds to the state (its `delta`), not the state, which grows with
+the number of instruments. Snapshots lie in a folder of the table that Delta's readers and VACUUM pass over, named by
+the version of the table that they are of.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from lake.delta.writer import LakeWriter
+from lake.silver.deduplicate import Delta, Seen
+from lake.silver.gaps import EarlyReports
+from lake.tables import SILVER_TICKS
+from lake.times import EPOCH
+
+# A start reads so many commits at the most, some 3 ms each.
+SNAPSHOT_EVERY = 50
+KEPT_SNAPSHOTS = 2
+_SUFFIX = ".json.gz"
+
+
+class StateLost(RuntimeError):
+    """Commits that describe the state of deduplication are no longer in the log."""
+
+
+@dataclass
+class State:
+    """As of the newest commit of silver.ticks: what was seen, reports that wait, and when its micro-batch began."""
+
+    seen: Seen = field(default_factory=Seen)
+    early: EarlyReports = field(default_factory=EarlyReports)
+    began: datetime = EPOCH
+    last: Delta = field(default_factory=Delta)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "seen": self.seen.to_json(),
+            "early": self.early.to_json(),
+            "at": self.began.isoformat(),
+            "last": self.last.to_json(),
+        }
+
+    def after(self, metadata: Mapping[str, Any]) -> State:
+        """The state after a commit with this metadata."""
+        if metadata.get("emptied"):
+            return State()
+        if "seen" in metadata:
+            seen, last = Seen.from_json(metadata["seen"]), Delta()
+        elif "delta" in metadata:
+            last = Delta.from_json(metadata["delta"])
+            seen = self.seen.after(last)
+        else:
+            return self
+        early = EarlyReports.from_json(metadata["early"]) if "early" in metadata else self.early
+        return State(seen, early, datetime.fromisoformat(metadata["at"]), last)
+
+
+def _folder(root: str) -> str:
+    return f"{SILVER_TICKS.path(root)}/_seen"
+
+
+def restore(lake: LakeWriter) -> State:
+    """The state as of the newest commit, of which there is a snapshot then. Raises StateLost."""
+    newest = lake.version(SILVER_TICKS)
+    snapshots = [version for version in _snapshots(lake) if version <= newest]
+    if not snapshots and "seen" in lake.metadata(SILVER_TICKS):
+        # A lake of the first version has the whole state in each commit.
+        state = State().after(lake.metadata(SILVER_TICKS))
+        keep(lake, state, newest)
+        return state
+    version = max(snapshots, default=-1)
+    state = _snapshot(lake, version) if snapshots else State()
+    try:
+        for metadata in lake.metadata_since(SILVER_TICKS, version):
+            state = state.after(metadata)
+    except FileNotFoundError as error:
+        raise StateLost(
+            f"{SILVER_TICKS.path(lake.root)}: what was seen is not known, since its log lacks a commit ({error}): "
+            "let --rebuild make silver and gold anew from bronze."
+        ) from error
+    keep(lake, state, newest)
+    return state
+
+
+def _snapshot(lake: LakeWriter, version: int) -> State:
+    content = json.loads(gzip.decompress(lake.files.read(f"{_folder(lake.root)}/{version:020d}{_SUFFIX}")))
+    seen, early = Seen.from_json(content["seen"]), EarlyReports.from_json(content["early"])
+    return State(seen, early, datetime.fromisoformat(content["at"]), Delta.from_json(content["last"]))
+
+
+def keep(lake: LakeWriter, state: State, version: int) -> None:
+    """Write a snapshot of the state as of a version of silver.ticks, and delete old ones."""
+    content = gzip.compress(json.dumps(state.to_json(), separators=(",", ":")).encode(), compresslevel=1)
+    lake.files.replace(f"{_folder(lake.root)}/{version:020d}{_SUFFIX}", content)
+    for old in sorted(_snapshots(lake))[:-KEPT_SNAPSHOTS]:
+        lake.files.delete(f"{_folder(lake.root)}/{old:020d}{_SUFFIX}")
+
+
+def _snapshots(lake: LakeWriter) -> list[int]:
+    names = (status.name for status in lake.files.list(_folder(lake.root)))
+    return [int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)]
