@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
 from lake.delta.files import Files, files_of
-from lake.delta.log import Action
+from lake.delta.log import Action, DataFile
 from lake.delta.slices import Batch, Changes, Sink, Slices
 from lake.delta.version import check_version
 from lake.delta.writer import Fenced, LakeWriter, create_table
@@ -32,7 +32,6 @@ from lake.silver.stage import FEW, Plan, Staged, TickFiles, read_back, stage, wi
 from lake.silver.state import State
 from lake.tables import (
     BRONZE_TICKS,
-    GOLD_PRICE_5S,
     SILVER_GAPS,
     SILVER_QUARANTINE,
     SILVER_TICKS,
@@ -103,13 +102,15 @@ class Lakehouse:
     def _write(self, records: DataFrame, query: str, number: int) -> None:
         started = time.monotonic()
         lake = self.writer
-        batch = Batch(query, number, max(datetime.now(UTC), self.state.began + timedelta(microseconds=1)))
+        batch = Batch(query, number, self._began(number))
         replayed = number <= lake.batch(SILVER_TICKS)
         plan = self._plan(batch, replayed)
         # A small micro-batch is one task, and one file of each table.
         staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
         if replayed:
+            # Some of gold's tables may lack it.
             ticks, delta = self._of_replay(number, plan), self.state.last
+            self.gold.begin_at(delta.minutes_before(self.state.seen.minutes))
             after = self.state
         else:
             ticks = staged.ticks
@@ -123,6 +124,8 @@ class Lakehouse:
         if not replayed:
             after.early = self.state.early.after(changes, reports)
         summaries = pl.concat([part.summaries for part in ticks]) if ticks else None
+        # Prices and alerts look back into them too.
+        self.gold.has(lake.files_at(SILVER_TICKS, staged.of(SILVER_TICKS)))
         with ThreadPoolExecutor(4) as threads:
 
             def start(step: Callable[..., object], *arguments: object, **options: object) -> None:
@@ -133,7 +136,7 @@ class Lakehouse:
             if after.early != self.state.early:
                 metadata["early"] = after.early.to_json()
             if not self.rebuilding:
-                start(self._add, staged.of(BRONZE_TICKS), BRONZE_TICKS, batch)
+                start(self._add, staged.of(BRONZE_TICKS), BRONZE_TICKS, batch, at=batch.at.isoformat())
             start(self._add, staged.of(SILVER_TICKS), SILVER_TICKS, batch, **metadata)
             if quarantined := staged.of(SILVER_QUARANTINE):
                 start(self._add, quarantined, SILVER_QUARANTINE, batch)
@@ -146,6 +149,13 @@ class Lakehouse:
         self._keep_state(replayed)
         self._wrote_at = time.monotonic()
         logger.info("batch %d: %d records in %.2f s", number, self.records, self._wrote_at - started)
+
+    def _began(self, number: int) -> datetime:
+        """When a micro-batch begins: later than the last one, whatever the clock says; a replayed one, when it did."""
+        kept = self.writer.metadata(BRONZE_TICKS)
+        if number == self.writer.batch(BRONZE_TICKS) and "at" in kept:
+            return datetime.fromisoformat(kept["at"])
+        return max(datetime.now(UTC), self.state.began + timedelta(microseconds=1))
 
     def _plan(self, batch: Batch, replayed: bool) -> Plan:
         settings = self.settings
@@ -179,8 +189,6 @@ class Lakehouse:
         return self.state.seen.delta([part.numbers for part in ticks], staged.rejected, minutes)
 
     def _add(self, actions: Sequence[Action], table: Table, batch: Batch, **metadata: Any) -> None:
-        if table == SILVER_TICKS:
-            self.gold.has(self.writer.files_at(table, actions))
         self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
 
     def _gaps(
@@ -195,9 +203,22 @@ class Lakehouse:
         def change(_: pl.DataFrame) -> Changes:
             return changed, None
 
-        self.gap_rows.update(batch, self.gap_rows.spans_of(changed), change)
+        # A report may give a row another time, and so another span.
+        before = self.gap_rows.rows_of(self._gap_files(changed)).join(changed, on="gap_id", how="semi")
+        self.gap_rows.update(batch, self.gap_rows.spans_of(pl.concat([before, changed])), change)
         self.gap_rows.forget_unused()
         self.unfilled.accept(rows)
+
+    def _gap_files(self, changed: pl.DataFrame) -> list[DataFile]:
+        """The files of silver.gaps that may have rows of these ids."""
+        ids = sorted(changed["gap_id"])
+        first, last = ids[0], ids[-1]
+
+        def may_have(file: DataFile) -> bool:
+            ends = file.lowest.get("gap_id"), file.highest.get("gap_id")
+            return None in ends or bool(ends[0] <= last and ends[1] >= first)
+
+        return [file for file in self.writer.live(SILVER_GAPS).all() if may_have(file)]
 
     def _keep_state(self, replayed: bool) -> None:
         version = self.writer.version(SILVER_TICKS)
@@ -307,15 +328,7 @@ def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: S
     """Claim the lake, and take up what the last micro-batch left. Raises StateLost."""
     lake.claim()
     kept = state.restore(lake)
-    minutes = dict(kept.seen.minutes)
-    if lake.batch(GOLD_PRICE_5S) < lake.batch(SILVER_TICKS):
-        # Silver has a micro-batch that gold lacks.
-        for pair, _, before in kept.last.minutes:
-            if before is None:
-                del minutes[pair]
-            else:
-                minutes[pair] = before
-    gold = Gold(lake, gold_rules(settings), minutes, sink)
+    gold = Gold(lake, gold_rules(settings), kept.seen.minutes, sink)
     gaps = Slices(lake, SILVER_GAPS)
     unfilled = [
         Gap(**row) for row in gaps.rows_of(lake.live(SILVER_GAPS).all()).to_dicts() if row["status"] != "filled"

@@ -36,16 +36,23 @@ class LiveFiles:
             return [file for file, _ in self._files.values()]
 
     def add(self, files: Iterable[DataFile]) -> None:
-        """Have these files too."""
+        """Have these files too. One that is there already, as after ANALYZE, gets its new statistics."""
         with self._lock:
             for file in files:
                 path, spans = file.add["path"], self._spans_of(file)
+                self.remove([path])
                 self._files[path] = (file, spans)
                 if spans is None:
                     self._unknown[path] = None
                 else:
                     for cell in _cells(spans):
                         self._cells[cell][path] = None
+
+    def replace(self, paths: Iterable[str], files: Iterable[DataFile]) -> None:
+        """Have these files in the place of those at the paths: no reader sees neither."""
+        with self._lock:
+            self.remove(paths)
+            self.add(files)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Forget the files at these paths, as the log has them."""

@@ -141,9 +141,7 @@ class Slices:
         firsts = {self._first_span(file) for file in change.replaced} if self._sink else set()
         added = self._writer.replace(self.table, pieces, change.replaced, batch.query, batch.number, **metadata)
         with self._lock:
-            live = self._writer.live(self.table)
-            live.remove(file.add["path"] for file in change.replaced)
-            live.add(added)
+            self._writer.live(self.table).replace([file.add["path"] for file in change.replaced], added)
             for file in change.replaced:
                 self._rows.pop(file.path, None)
             self._rows.update({file.path: rows for file, rows in zip(added, change.pieces, strict=True)})

@@ -207,6 +207,10 @@ class LakeWriter:
             written.live = LiveFiles(table, written.log.files(written.version))
         return written.live
 
+    def newest_files(self, table: Table) -> list[DataFile]:
+        """The data files of the table's newest version, read in the log."""
+        return self._tables[table.qualified_name].log.files()
+
     def added_since(self, table: Table, version: int) -> list[DataFile]:
         """The live data files that the table has got after a version, and perhaps others."""
         written = self._tables[table.qualified_name]
@@ -250,8 +254,7 @@ class LakeWriter:
                 raise Fenced(f"{written.log.path} has been taken over by a newer writer (epoch {epoch})")
             written.log.check_writable(actions)
             if written.live is not None:
-                written.live.remove(removed_by(actions))
-                written.live.add([written.log.file(action) for action in added_by(actions)])
+                written.live.replace(removed_by(actions), [written.log.file(action) for action in added_by(actions)])
             written.version += 1
 
     def catch_up(self, table: Table) -> None:

@@ -68,6 +68,8 @@ class Lookback:
         """all_files: of silver.ticks at this moment. feeds: the rows with source, asset, symbol that feed gold."""
         self._files, self._all_files, self._feeds = files, all_files, feeds
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        # Those that the last micro-batch has added.
+        self._newest: list[DataFile] = []
         # The known files have all ticks from this gold time on; None: not looked at yet.
         self._floor: int | None = None
         self._groups: OrderedDict[str, list[_Group]] = OrderedDict()
@@ -76,9 +78,10 @@ class Lookback:
         self._lock = threading.Lock()
 
     def add(self, files: Iterable[DataFile]) -> None:
-        """Files that silver.ticks gets."""
+        """Files that silver.ticks gets; the log may not have them yet."""
         with self._lock:
-            for file in files:
+            self._newest = list(files)
+            for file in self._newest:
                 self._known[file.path] = _known(file)
             while len(self._known) > KEPT_FILES:
                 forgotten = self._known.popitem(last=False)[1]
@@ -96,7 +99,7 @@ class Lookback:
             except FileNotFoundError:
                 # Maintenance has put its rows into another file, and VACUUM has removed it.
                 self._floor = None
-                self._known.clear()
+                self._known = OrderedDict((file.path, _known(file)) for file in self._newest)
                 parts = [self._feeds(part) for part in self._touching(ranges)]
         within = pl.any_horizontal(pl.col("gold_time").is_between(*ends, closed="left") for ends in ranges)
         rows = pl.concat([part.filter(within) for part in parts]) if parts else pl.DataFrame(schema=_SCHEMA)
@@ -174,6 +177,9 @@ def _with_gold_time(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _known(file: DataFile) -> _Known:
+    if not all(name in ends for ends in (file.lowest, file.highest) for name in TIMES):
+        # It may have ticks of any time.
+        return _Known(0, 2**62, file)
     ends = [
         [to_micros(datetime.fromisoformat(values[name])) for name in TIMES] for values in (file.lowest, file.highest)
     ]

@@ -91,15 +91,18 @@ class Gold:
         self._current = Slices(lake, GOLD_CURRENT_PRICE, sink)
         self._alerts = Slices(lake, GOLD_ALERTS, sink)
         self._lookback = Lookback(
-            lake.files, lambda: lake.live(SILVER_TICKS).all(), lambda rows: feeding(rows, rules.symbols)
+            lake.files, lambda: lake.newest_files(SILVER_TICKS), lambda rows: feeding(rows, rules.symbols)
         )
         # Where the bucket of a pair's newest tick begins, of pairs that had a tick since the start.
         self._newest = pl.DataFrame(schema={"source": pl.String, "asset": pl.String, "newest": pl.Int64})
         # Of the other pairs only the minute is known.
+        self.begin_at(minutes)
+
+    def begin_at(self, minutes: Mapping[Pair, int]) -> None:
+        """Know of each pair that gold has, and of which no tick has come since the start, its newest minute."""
         known = [(*pair, second * SECOND) for pair, second in minutes.items()]
-        self._newest_minutes = pl.DataFrame(
-            known, schema={"source": pl.String, "asset": pl.String, "minute": pl.Int64}, orient="row"
-        )
+        schema = {"source": pl.String, "asset": pl.String, "minute": pl.Int64}
+        self._newest_minutes = pl.DataFrame(known, schema=schema, orient="row")
 
     def has(self, files: Iterable[DataFile]) -> None:
         """silver.ticks gets these files."""

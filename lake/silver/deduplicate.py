@@ -155,6 +155,16 @@ class Delta:
     sequences: list[tuple[tuple[str, int], int]] = field(default_factory=list)
     minutes: list[tuple[Pair, int, int | None]] = field(default_factory=list)
 
+    def minutes_before(self, minutes: Mapping[Pair, int]) -> dict[Pair, int]:
+        """The newest minutes before the micro-batch, of those after it."""
+        before = dict(minutes)
+        for pair, _, minute in self.minutes:
+            if minute is None:
+                before.pop(pair, None)
+            else:
+                before[pair] = minute
+        return before
+
     def to_json(self) -> dict[str, Any]:
         return {
             "runs": [[*instrument, *run] for instrument, run in self.runs],
