@@ -1,1 +1,1 @@
-"""Alerts as they happen: Kafka's topic of ticks in, topic `alerts` and the log out. Nothing here waits for the lake."""
+"""Live alerts, from Kafka's topic of ticks to topic `alerts` and standard output, without waiting for the lake."""

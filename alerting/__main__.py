@@ -3,11 +3,10 @@
     python -m alerting
 
 The rule is that of gold.alerts (lake/gold/alerts.py), tick by tick as they come, so an alert is out within milliseconds
-and waits for no table. gold.alerts is the exact account: a tick that comes after later ones of its pair is put right
-there, and passed over here. A row is sent when an episode opens and when it closes, at least once, under the same
-alert_id.
+and waits for no table. gold.alerts is exact: it includes late ticks, which are skipped here. A row is sent when an
+episode opens and when it closes, at least once, under the same alert_id.
 
-It reads on where it has committed, after looking back LOOK_BACK_SECONDS to know what is open.
+It resumes at its committed offsets, after reading the LOOK_BACK_SECONDS before to find the open episodes.
 
 Exit codes: 0 ended by SIGINT or SIGTERM, 2 a wrong setting.
 """
@@ -41,13 +40,13 @@ logger = logging.getLogger("alerting")
 
 LOOK_BACK_SECONDS = 600
 POLL_MS = 50
-# A price has up to 28 digits; none of them may be rounded away.
+# Prices have up to 28 digits, which must not be rounded.
 _EXACT = Context(prec=40)
 
 
 @dataclass
 class Watch:
-    """The episodes of every pair that comes by."""
+    """The episodes of all pairs."""
 
     rule: AlertRule
     symbols: dict[str, str] = field(default_factory=dict)
@@ -55,7 +54,7 @@ class Watch:
     _episodes: dict[Pair, tuple[Episodes, int]] = field(default_factory=dict)
 
     def add(self, tick: Tick) -> Alert | None:
-        """The episode that the tick opens or closes, if it does."""
+        """The episode that the tick opens or closes, if any."""
         pair = (tick.source, tick.asset)
         if not feeds(self.symbols, pair, tick.symbol):
             return None
@@ -77,14 +76,14 @@ def message(alert: Alert, rule: AlertRule, now: datetime) -> bytes:
 
 
 def _json_value(value: datetime | Decimal) -> str:
-    """A time with microseconds; a price with all its digits, without zeros at the end of its decimals."""
+    """A time with microseconds; a price with all its digits, without trailing zeros."""
     if isinstance(value, datetime):
         return value.isoformat(timespec="microseconds")
     return f"{value.normalize(_EXACT):f}"
 
 
 def resume(consumer: KafkaConsumer, topic: str, stop: threading.Event) -> dict[TopicPartition, int]:
-    """Begin a while before what is committed; of each partition the offset from which on what is found counts."""
+    """Seek to LOOK_BACK_SECONDS before the committed offsets. Returns the offsets from which alerts are sent."""
     while not (numbers := consumer.partitions_for_topic(topic)):
         logger.info("waiting for topic %s", topic)
         if stop.wait(1):
@@ -97,10 +96,10 @@ def resume(consumer: KafkaConsumer, topic: str, stop: threading.Event) -> dict[T
     resumes = {}
     for partition in partitions:
         committed = consumer.committed(partition)
-        # What happened before the first start is in gold.alerts; nobody wants to be woken by it.
+        # On the first start, send no alerts for the past; gold.alerts has them.
         resumes[partition] = ends[partition] if committed is None else committed
-        found = earlier.get(partition)
-        begin = min(resumes[partition], found.offset if found else ends[partition])
+        look_back = earlier.get(partition)
+        begin = min(resumes[partition], look_back.offset if look_back else ends[partition])
         consumer.seek(partition, begin)
         logger.info("partition %d: reads on at %d, looks back to %d", partition.partition, resumes[partition], begin)
     return resumes
@@ -118,7 +117,7 @@ def create_topic(settings: Settings) -> None:
 
 
 def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> None:
-    """Until told to stop. Raises KafkaError when Kafka goes away."""
+    """Raise alerts until `stop` is set. Raises KafkaError if Kafka fails."""
     rules, rules_of_ticks = gold_rules(settings), tick_rules(settings)
     state = Watch(rules.alerts, dict(rules.symbols))
     create_topic(settings)
@@ -137,7 +136,7 @@ def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]
         logger.info("watching topic %s for topic %s", settings.ticks_topic, settings.alerts_topic)
         committed_at = 0.0
         while not stop.is_set():
-            sent = []
+            deliveries = []
             for partition, records in consumer.poll(timeout_ms=POLL_MS).items():
                 for record in records:
                     alert = alert_in(record, state, rules_of_ticks, datetime.now(UTC))
@@ -147,11 +146,11 @@ def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]
                     tell(value.decode())
                     if time.time() - alert.opened_at / 1e6 <= settings.alert_stale_seconds or alert.closed_at:
                         key = ":".join(alert.pair).encode()
-                        sent.append(producer.send(settings.alerts_topic, value, key=key))
-            for future in sent:
+                        deliveries.append(producer.send(settings.alerts_topic, value, key=key))
+            for future in deliveries:
                 future.get(timeout=30)
-            if sent or time.monotonic() - committed_at > 5:
-                # Not before what is looked back at has been passed.
+            if deliveries or time.monotonic() - committed_at > 5:
+                # Do not commit an offset before those where it resumed.
                 if all(consumer.position(partition) >= offset for partition, offset in resumes.items()):
                     consumer.commit()
                 committed_at = time.monotonic()
@@ -161,7 +160,7 @@ def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]
 
 
 def alert_in(record: Any, state: Watch, rules: TickRules, now: datetime) -> Alert | None:
-    """The alert that a record of Kafka opens or closes; what is no tick is passed over, and silver says why."""
+    """The alert that a Kafka record opens or closes. Invalid records are skipped; silver.quarantine has the reason."""
     tick = judge(record.value, record.topic, record.partition, record.offset, now, rules)
     return state.add(tick) if isinstance(tick, Tick) else None
 

@@ -1,7 +1,7 @@
 """Check a day of silver.ticks and gold.price_1m with Great Expectations.
 
 In: the rows of silver.ticks whose event_date, and of gold.price_1m whose window_date, is --date.
-Out: a row of quality.results for each expectation, the same as a table on standard output.
+Out: one row of quality.results per expectation, and the same on standard output.
 Exit code: 0 when every expectation of severity error holds, else 1. A day without rows fails.
 """
 
@@ -64,7 +64,7 @@ def at_most(lower: str, higher: str) -> Expectation:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is expected of a table's rows of one day; `day` is the column that says which day a row is of."""
+    """The expectations of a table's rows of one day; `day`: the column with a row's day."""
 
     table: Table
     day: str
@@ -81,7 +81,7 @@ SILVER_SUITE = Suite(
         gxe.ExpectColumnValuesToBeBetween(column="price_usd", min_value=0, strict_min=True),
         gxe.ExpectColumnValuesToBeBetween(column="quantity", min_value=0),
         no_row_where("event_date is the date of event_time", "event_date <> to_date(event_time)"),
-        # A venue whose clock runs ahead is odd, not wrong.
+        # A venue's clock that runs ahead deserves a warning, but is no error.
         gxe.ExpectColumnValuesToBeInSet(
             column="is_future", value_set=[False], mostly=0.99, severity=FailureSeverity.WARNING
         ),
@@ -107,7 +107,7 @@ GOLD_SUITE = Suite(
 
 
 def verdicts(rows: DataFrame, suite: Suite, day: date, checked_at: datetime) -> list[Verdict]:
-    """What each of the suite's expectations says of these rows."""
+    """The verdict of each of the suite's expectations on these rows."""
     table = suite.table
     context = gx.get_context(mode="ephemeral")
     context.enable_analytics(False)
@@ -120,15 +120,15 @@ def verdicts(rows: DataFrame, suite: Suite, day: date, checked_at: datetime) -> 
 
 
 def _verdict(result: ExpectationValidationResult, suite: Suite, day: date, checked_at: datetime) -> Verdict:
-    config, found = result.expectation_config, result.result
+    config, details = result.expectation_config, result.result
     assert config is not None  # as every result of a validation has
     columns = config.kwargs.get("column_list") or [
         config.kwargs[name] for name in ("column", "column_A", "column_B") if name in config.kwargs
     ]
-    # An expectation on rows has a name of ours, and what it observed is how many rows break it.
+    # An expectation on rows has our own name, and its observed value is the number of rows that break it.
     name = (config.meta or {}).get("name")
     error = result.exception_info.get("exception_message")
-    observed = error or found.get("observed_value") or found.get("partial_unexpected_list")
+    observed = error or details.get("observed_value") or details.get("partial_unexpected_list")
     return Verdict(
         run_id=f"{suite.table.qualified_name}@{checked_at.isoformat()}",
         checked_at=checked_at,
@@ -140,12 +140,12 @@ def _verdict(result: ExpectationValidationResult, suite: Suite, day: date, check
         severity=SEVERITIES[config.severity],
         success=bool(result.success),
         observed=str(observed) if observed else None,
-        unexpected_count=found.get("observed_value") if name else found.get("unexpected_count"),
+        unexpected_count=details.get("observed_value") if name else details.get("unexpected_count"),
     )
 
 
 def line(verdict: Verdict) -> str:
-    """A verdict for people."""
+    """A verdict as a line of text."""
     mark = "ok" if verdict.success else verdict.severity.upper()
     rows = f" {verdict.unexpected_count} rows" if verdict.unexpected_count else ""
     seen = f": {verdict.observed}" if verdict.observed and not verdict.success else ""
@@ -154,12 +154,12 @@ def line(verdict: Verdict) -> str:
 
 def check(spark: SparkSession, files: Files, root: str, day: date, checked_at: datetime) -> list[Verdict]:
     """Check the day in each table, and append the verdicts to quality.results."""
-    found: list[Verdict] = []
+    day_verdicts: list[Verdict] = []
     for suite in (SILVER_SUITE, GOLD_SUITE):
         rows = spark.read.format("delta").load(suite.table.path(root)).where(F.col(suite.day) == day)
-        found += verdicts(rows, suite, day, checked_at)
-    results.append(spark, files, root, [astuple(verdict) for verdict in found])
-    return found
+        day_verdicts += verdicts(rows, suite, day, checked_at)
+    results.append(spark, files, root, [astuple(verdict) for verdict in day_verdicts])
+    return day_verdicts
 
 
 def arg_parser() -> argparse.ArgumentParser:
@@ -172,19 +172,19 @@ def arg_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arg_parser()
-    settings, given = from_command_line(parser, argv)
+    settings, options = from_command_line(parser, argv)
     try:
         files = files_of(settings.lake_root, str(settings.webhdfs_url))
     except UnknownStore as error:
         parser.error(str(error))
     spark = SparkSession.builder.appName("tickhouse check_quality").getOrCreate()
     try:
-        found = check(spark, files, settings.lake_root, given.date, datetime.now(UTC))
+        day_verdicts = check(spark, files, settings.lake_root, options.date, datetime.now(UTC))
     finally:
         spark.stop()
-    print("\n".join(line(verdict) for verdict in found))
-    failed = [verdict for verdict in found if not verdict.success and verdict.severity == "error"]
-    print(f"{len(found)} expectations of {given.date}, {len(failed)} failed")
+    print("\n".join(line(verdict) for verdict in day_verdicts))
+    failed = [verdict for verdict in day_verdicts if not verdict.success and verdict.severity == "error"]
+    print(f"{len(day_verdicts)} expectations of {options.date}, {len(failed)} failed")
     return 1 if failed else 0
 
 

@@ -1,14 +1,14 @@
-"""Take a lake that an earlier version of the suite has made forward to this version, in place.
+"""Upgrade a lake of an earlier version of the suite to this version, in place.
 
-    ./spark-submit.sh batch/migrate.py              # says what would be done
+    ./spark-submit.sh batch/migrate.py              # show the steps
     ./spark-submit.sh batch/migrate.py --execute
 
 In:  all tables. Out: tables and columns that the lake lacks, their properties, and gold.price_5s from silver.ticks.
 
-Columns are added, and no row is rewritten. Where the rules of a tick have changed since (lake.contract), every record
-of bronze is judged once more: if silver or quarantine would be others by today's rules, the lake needs
-`./spark-submit.sh streaming/ticks.py --rebuild` after this, and the streaming job says so until then. The streaming job
-must not run meanwhile. A run that was interrupted may be started again.
+This adds columns and rewrites no row. If the rules of a tick have changed since (lake.contract), it judges every record
+of bronze again. If silver or quarantine would differ by the current rules, the lake needs
+`./spark-submit.sh streaming/ticks.py --rebuild` afterwards; until then the streaming job refuses it and says so. The
+streaming job must not run meanwhile. An interrupted run can be repeated.
 
 Exit codes: 0 the lake is of this version, or would be, 1 it needs a --rebuild after --execute, 2 a wrong setting, or
 there is no such lake, 4 the streaming job is running.
@@ -59,7 +59,7 @@ class Step:
 
 
 def steps(files: Files, settings: Settings) -> Iterator[Step]:
-    """What is to be done table by table; silver.ticks, whose version says that all is done, comes last."""
+    """The steps, table by table. silver.ticks comes last: its version marks the lake as upgraded."""
     for table in sorted(TABLES, key=lambda table: table == SILVER_TICKS):
         log = TableLog(files, table.path(settings.lake_root))
         if log.newest() < 0:
@@ -69,10 +69,10 @@ def steps(files: Files, settings: Settings) -> Iterator[Step]:
         columns = tuple(
             column for column in table.columns if f'"name":"{column.name}"' not in _compact(state.schema_string)
         )
-        wanted = table_properties(table)
+        properties_now = table_properties(table)
         if table == SILVER_TICKS:
-            wanted[PROPERTY] = deciding(settings)
-        properties = {key: value for key, value in wanted.items() if state.configuration.get(key) != value}
+            properties_now[PROPERTY] = deciding(settings)
+        properties = {key: value for key, value in properties_now.items() if state.configuration.get(key) != value}
         if columns or properties:
             yield Step(table, False, columns, properties)
 
@@ -82,7 +82,7 @@ def _compact(json: str) -> str:
 
 
 def needs_rebuild(spark: SparkSession, files: Files, settings: Settings) -> bool:
-    """Whether silver or quarantine would be others by today's rules; prints what differs."""
+    """Whether silver or quarantine would differ by the current rules; prints the differences."""
     snapshot = Snapshot.newest(spark, settings.lake_root, files)
     checked = judged(snapshot.read(BRONZE_TICKS), tick_rules(settings)).persist()
     valid = checked.where(F.col("event_id").isNotNull())
@@ -94,7 +94,7 @@ def needs_rebuild(spark: SparkSession, files: Files, settings: Settings) -> bool
 
 
 def take(spark: SparkSession, files: Files, settings: Settings, step: Step) -> None:
-    """Do what a step says."""
+    """Carry out a step."""
     root, table = settings.lake_root, step.table
     if step.absent:
         create_table(files, table, root)
@@ -117,15 +117,15 @@ def fill(spark: SparkSession, files: Files, settings: Settings) -> None:
     root = settings.lake_root
     for day, rows in fill_price_5s(spark, root, files, gold_rules(settings), datetime.now(UTC)):
         print(f"gold.price_5s of {day}: {rows} rows", flush=True)
-    kept = _last_batch(TableLog(files, SILVER_TICKS.path(root)))
-    if kept:
+    last_batch = _last_batch(TableLog(files, SILVER_TICKS.path(root)))
+    if last_batch:
         log = TableLog(files, GOLD_PRICE_5S.path(root))
-        if not log.put(log.newest() + 1, kept):
+        if not log.put(log.newest() + 1, last_batch):
             raise RuntimeError("gold.price_5s was written by somebody else meanwhile: run this again")
 
 
 def _last_batch(log: TableLog) -> dict[str, object]:
-    """query and batch of the newest commit of a micro-batch."""
+    """The query and batch of the newest commit of a micro-batch."""
     for number in range(log.newest(), -1, -1):
         metadata = log.metadata(number)
         if "batch" in metadata and "query" in metadata:
@@ -134,7 +134,7 @@ def _last_batch(log: TableLog) -> dict[str, object]:
 
 
 def migrate(spark: SparkSession, files: Files, settings: Settings, *, execute: bool) -> bool:
-    """Take the lake forward, or print what would be done. Returns whether it needs a --rebuild then."""
+    """Upgrade the lake, or print the steps. Returns whether it then needs a --rebuild."""
     root = settings.lake_root
     version = version_of(files, root, SILVER_TICKS)
     todo = list(steps(files, settings))

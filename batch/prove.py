@@ -1,18 +1,18 @@
-"""Prove the tables: compute silver and gold once more from bronze, all at once, and compare.
+"""Prove the tables: recompute silver and gold from bronze, all at once, and compare.
 
     ./spark-submit.sh batch/prove.py
     ./spark-submit.sh batch/prove.py --from 2026-11-22T10:00:00Z --to 2026-11-22T11:00:00Z     # gold of these times
     ./spark-submit.sh batch/prove.py --repair                                                  # rewrite wrong gold rows
 
 In:  all tables, as of the last micro-batch that all of them have; the stream may go on meanwhile.
-Out: a line a check, and a few of the keys that differ; a row of quality.results each.
+Out: one line per check with some of the keys that differ, and one row of quality.results.
 
-Records are judged one by one by lake/silver/judge.py, ticks are compared by Spark, and gold is made of all ticks at
-once by lake/gold/recompute.py: not by the code with which the stream reads records, finds repeats and folds rows.
+The proof does not use the stream's code for reading records, finding repeats and updating rows. lake/silver/judge.py
+judges the records one by one, Spark compares the ticks, and lake/gold/recompute.py makes gold from all ticks at once.
 
---from and --to limit what is compared of gold; bronze and silver are looked at as a whole. gold.current_price, which is
-of no time, is left out then. --repair works on whole days. The driver holds gold's rows of one day, and the wrong ones;
-disks of the executors hold bronze's ticks and gold's rows once more.
+--from and --to limit the comparison of gold; bronze and silver are always compared as a whole. With a limit
+gold.current_price is left out, since its rows have no time. --repair works on whole days. The driver holds gold's rows
+of one day, and the wrong rows; the executors' disks hold a copy of bronze's ticks and gold's rows.
 
 Exit codes: 0 all holds, 1 something differs (also if it was repaired), 2 a wrong setting.
 """
@@ -63,11 +63,11 @@ from lake.times import to_time
 logger = logging.getLogger("batch.prove")
 
 SHOWN = 5
-# Not compared: they depend on when and how the ticks came.
+# Not compared: these depend on when and how the ticks came.
 NOT_COMPARED = ("is_late", "updated_at", "ingested_at", "quarantined_at")
 
 
-# Compared as far as the order of a sum of doubles allows, relative or absolute.
+# Relative or absolute tolerance for doubles: their sums depend on the order of summation.
 TOLERANCE = 1e-9
 
 _PLACE = {"topic": "STRING", "partition": "INT", "offset": "BIGINT"}
@@ -89,7 +89,7 @@ _EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
 
 @dataclass(frozen=True)
 class Check:
-    """What a check saw: how many rows or keys break it, and a few of them in words."""
+    """The result of a check: the number of rows or keys that break it, and a few of them in words."""
 
     table: Table
     name: str
@@ -104,20 +104,20 @@ class Check:
         return "\n".join([f"{verdict} {self.table.qualified_name}: {self.name}{count}", *more])
 
 
-def no_row_of(table: Table, name: str, wrong: DataFrame, *shown: str) -> Check:
-    """A check that no row breaks; shown: columns of those that do."""
+def no_row_of(table: Table, name: str, wrong: DataFrame, *columns: str) -> Check:
+    """A check that no row breaks. columns: those that an example shows."""
     count = wrong.count()
-    rows = wrong.select(*shown).limit(SHOWN).collect() if count else []
+    rows = wrong.select(*columns).limit(SHOWN).collect() if count else []
     return Check(
         table, name, count, [", ".join(f"{key}={value}" for key, value in row.asDict().items()) for row in rows]
     )
 
 
 def judged(bronze: DataFrame, rules: TickRules) -> DataFrame:
-    """What each record of bronze is, a row each, by the plain rules.
+    """Judge each record of bronze by lake/silver/judge.py, one row per record.
 
-    A tick: its place, and silver.ticks without is_late, with its notional. A record for quarantine: its place, its
-    rule, and source, symbol, trade_epoch and trade_id where it names a trade. A report: its place alone.
+    A tick's row has its place in Kafka, silver.ticks' columns but is_late, and notional. A rejected record's row has
+    its place, its rule, and source, symbol, trade_epoch and trade_id if it names a trade. A report's has its place.
     """
 
     def judge_all(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -157,8 +157,8 @@ def bronze_checks(bronze: DataFrame) -> Iterator[Check]:
     steps = bronze.select("topic", "partition", "offset", F.lag("offset").over(place).alias("after"))
     missing = steps.where(F.col("offset") > F.col("after") + 1)
     missing = missing.withColumn("first_missing", F.col("after") + 1).withColumn("last_missing", F.col("offset") - 1)
-    named = ("topic", "partition", "first_missing", "last_missing")
-    yield no_row_of(BRONZE_TICKS, "Kafka's offsets are contiguous in each partition", missing, *named)
+    columns = ("topic", "partition", "first_missing", "last_missing")
+    yield no_row_of(BRONZE_TICKS, "Kafka's offsets are contiguous in each partition", missing, *columns)
     twice = steps.where(F.col("offset") == F.col("after"))
     yield no_row_of(BRONZE_TICKS, "each Kafka record is there once", twice, "topic", "partition", "offset")
 
@@ -175,17 +175,19 @@ def silver_checks(snapshot: Snapshot, checked: DataFrame, valid: DataFrame) -> I
     yield no_row_of(SILVER_QUARANTINE, "each record is there once", twice, *place, "count")
 
     silver = snapshot.read(SILVER_TICKS)
-    known = ["event_id", "kafka_partition", "kafka_offset"]
+    names = ["event_id", "kafka_partition", "kafka_offset"]
     absent, other = valid.join(silver, "event_id", "left_anti"), silver.join(valid, "event_id", "left_anti")
     twice = silver.groupBy("event_id").count().where("count > 1")
-    yield no_row_of(SILVER_TICKS, "the tick of each valid record is there", absent, *known)
-    yield no_row_of(SILVER_TICKS, "nothing else is there", other, *known)
+    yield no_row_of(SILVER_TICKS, "the tick of each valid record is there", absent, *names)
+    yield no_row_of(SILVER_TICKS, "nothing else is there", other, *names)
     yield no_row_of(SILVER_TICKS, "each tick is there once", twice, "event_id", "count")
     columns = [name for name in SILVER_TICKS.column_names if name not in NOT_COMPARED]
-    wanted = first_deliveries(valid).select("event_id", F.struct(*columns).alias("wanted"))
-    both = silver.select("event_id", F.struct(*columns).alias("there")).join(wanted, "event_id")
-    differing = (F.when(~F.col(f"there.{name}").eqNullSafe(F.col(f"wanted.{name}")), F.lit(name)) for name in columns)
-    changed = both.withColumn("columns", F.array_compact(F.array(*differing))).where(F.size("columns") > 0)
+    delivered = first_deliveries(valid).select("event_id", F.struct(*columns).alias("delivered"))
+    pairs = silver.select("event_id", F.struct(*columns).alias("stored")).join(delivered, "event_id")
+    differing = (
+        F.when(~F.col(f"stored.{name}").eqNullSafe(F.col(f"delivered.{name}")), F.lit(name)) for name in columns
+    )
+    changed = pairs.withColumn("columns", F.array_compact(F.array(*differing))).where(F.size("columns") > 0)
     yield no_row_of(SILVER_TICKS, "each tick is as its first delivery says", changed, "event_id", "columns")
     versions = F.size(F.collect_set(F.struct("price_usd", "quantity")))
     disagree = valid.groupBy("event_id").agg(versions.alias("versions")).where("versions > 1")
@@ -193,23 +195,23 @@ def silver_checks(snapshot: Snapshot, checked: DataFrame, valid: DataFrame) -> I
 
 
 def first_deliveries(valid: DataFrame) -> DataFrame:
-    """Each tick once, by its lowest offset."""
+    """The first delivery of each tick: the one with the lowest offset."""
     first = Window.partitionBy("event_id").orderBy("kafka_partition", "kafka_offset")
     return valid.withColumn("delivery", F.row_number().over(first)).where("delivery = 1").drop("delivery")
 
 
 def gap_checks(snapshot: Snapshot, checked: DataFrame, ticks: DataFrame) -> Iterator[Check]:
-    """Each hole in bronze's trade ids is in one open or unfillable row; the ids of filled rows are there."""
+    """Each hole in bronze's trade ids is in one open or unfillable row; the ids of filled rows are in bronze."""
     seen, rejected = runs(ticks), runs(checked.where(F.col("rule").isNotNull()))
     rows = [Gap(**row.asDict()) for row in snapshot.read(SILVER_GAPS).select(*SILVER_GAPS.column_names).collect()]
-    missing = {key: holes(there, rejected.get(key, ())) for key, there in seen.items()}
+    missing = {key: holes(ids, rejected.get(key, ())) for key, ids in seen.items()}
     listed: dict[tuple[str, str, int], list[Interval]] = defaultdict(list)
     unlisted, false, twice, absent = [], [], [], []
     for gap in rows:
         if gap.interval and gap.status != "filled":
             listed[gap.instrument].append(gap.interval)
         elif gap.interval:
-            # What came later may be a tick, or have come into quarantine.
+            # An id that came later may be a tick's, or a record's in quarantine.
             came = add_intervals(seen.get(gap.instrument, ()), rejected.get(gap.instrument, ()))
             absent += [f"{gap.gap_id}: {part}" for part in minus([gap.interval], came)]
     for key in missing.keys() | listed.keys():
@@ -229,7 +231,7 @@ def gap_checks(snapshot: Snapshot, checked: DataFrame, ticks: DataFrame) -> Iter
 
 
 def runs(numbered: DataFrame) -> dict[tuple[str, str, int], tuple[Interval, ...]]:
-    """The trade ids of each source, symbol and trade_epoch, as lake.intervals has them."""
+    """The trade ids of each source, symbol and trade_epoch, as intervals (lake.intervals)."""
     by_id = Window.partitionBy(*_INSTRUMENT).orderBy("trade_id")
     rows = (
         numbered.where(F.col("trade_id").isNotNull())
@@ -240,12 +242,12 @@ def runs(numbered: DataFrame) -> dict[tuple[str, str, int], tuple[Interval, ...]
     intervals: dict[tuple[str, str, int], list[Interval]] = defaultdict(list)
     for row in rows.toLocalIterator():
         intervals[row["source"], row["symbol"], row["trade_epoch"]].append((row["first"], row["last"]))
-    return {instrument: add_intervals((), known) for instrument, known in intervals.items()}
+    return {instrument: add_intervals((), ids) for instrument, ids in intervals.items()}
 
 
 @dataclass
 class GoldDifferences:
-    """What differs between a gold table and its recomputation: rows, a few in words, and the spans that they are of."""
+    """The differences of a gold table from its recomputation: their number, examples, and their spans."""
 
     table: Table
     wrong: int = 0
@@ -258,9 +260,9 @@ class GoldDifferences:
     def check(self) -> Check:
         return Check(self.table, "it is what all ticks together give", self.wrong, self.examples)
 
-    def add(self, stored: pl.DataFrame, wanted: pl.DataFrame) -> None:
-        """Compare rows key by key, all stored ones of some time with all recomputed ones of it."""
-        both = compared(self.table, stored, wanted)
+    def add(self, stored: pl.DataFrame, recomputed: pl.DataFrame) -> None:
+        """Compare all stored and all recomputed rows of one period, key by key."""
+        both = compared(self.table, stored, recomputed)
         self.wrong += both.height
         for row in both.head(SHOWN - len(self.examples)).iter_rows(named=True):
             key = ", ".join(_text(row[name]) for name in self.table.key)
@@ -268,21 +270,21 @@ class GoldDifferences:
         if both.height:
             spans = _spans(self.table, both)
             self.spans |= spans
-            self.rows.append(wanted.filter(_span_of(self.table, self.table.file_time).is_in(list(spans))))
+            self.rows.append(recomputed.filter(_span_of(self.table, self.table.file_time).is_in(list(spans))))
 
 
-def compared(table: Table, stored: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
-    """The rows that differ, by key: each column as stored and, under NAME_wanted, as recomputed.
+def compared(table: Table, stored: pl.DataFrame, recomputed: pl.DataFrame) -> pl.DataFrame:
+    """The rows that differ, by key: each column as stored and, under NAME_recomputed, as recomputed.
 
-    Further columns: `copy` (0 for the first row of a key that is stored, null where none is), `is_wanted`, and
-    `differing` (the columns that differ, of the first row of a key).
+    Further columns: `copy` (0 for a key's first stored row, null if no row is stored), `is_recomputed`, and `differing`
+    (the columns in which a key's first row differs).
     """
     key, columns = list(table.key), _compared_columns(table)
-    there = stored.select(*key, *columns, pl.int_range(pl.len(), dtype=pl.Int64).over(key).alias("copy"))
-    renamed = wanted.select(
-        *key, *(pl.col(name).alias(f"{name}_wanted") for name in columns), pl.lit(True).alias("is_wanted")
+    numbered = stored.select(*key, *columns, pl.int_range(pl.len(), dtype=pl.Int64).over(key).alias("copy"))
+    renamed = recomputed.select(
+        *key, *(pl.col(name).alias(f"{name}_recomputed") for name in columns), pl.lit(True).alias("is_recomputed")
     )
-    both = there.join(renamed, on=key, how="full", coalesce=True).sort(key)
+    both = numbered.join(renamed, on=key, how="full", coalesce=True).sort(key)
     differing = [
         pl.when(~_same(column.name, column.type)).then(pl.lit(column.name))
         for column in table.columns
@@ -290,7 +292,7 @@ def compared(table: Table, stored: pl.DataFrame, wanted: pl.DataFrame) -> pl.Dat
     ]
     both = both.with_columns(differing=pl.concat_list(differing).list.drop_nulls())
     changed = pl.col("differing").list.len() > 0
-    return both.filter(pl.col("copy").is_null() | (pl.col("copy") > 0) | pl.col("is_wanted").is_null() | changed)
+    return both.filter(pl.col("copy").is_null() | (pl.col("copy") > 0) | pl.col("is_recomputed").is_null() | changed)
 
 
 def _compared_columns(table: Table) -> list[str]:
@@ -302,11 +304,11 @@ def _compared_columns(table: Table) -> list[str]:
 
 
 def _same(name: str, kind: str) -> pl.Expr:
-    there, wanted = pl.col(name), pl.col(f"{name}_wanted")
+    stored, recomputed = pl.col(name), pl.col(f"{name}_recomputed")
     if kind != "DOUBLE":
-        return there.eq_missing(wanted)
-    limit = pl.max_horizontal(TOLERANCE * there.abs(), TOLERANCE * wanted.abs(), TOLERANCE)
-    return there.eq_missing(wanted) | ((there - wanted).abs() <= limit).fill_null(False)
+        return stored.eq_missing(recomputed)
+    limit = pl.max_horizontal(TOLERANCE * stored.abs(), TOLERANCE * recomputed.abs(), TOLERANCE)
+    return stored.eq_missing(recomputed) | ((stored - recomputed).abs() <= limit).fill_null(False)
 
 
 def _problem(row: dict[str, object]) -> str:
@@ -314,11 +316,11 @@ def _problem(row: dict[str, object]) -> str:
         return "is missing"
     if row["copy"]:
         return "is there more than once"
-    if not row["is_wanted"]:
+    if not row["is_recomputed"]:
         return "should not be there"
     names = row["differing"]
     assert isinstance(names, list)
-    return "; ".join(f"{name} is {_text(row[name])}, should be {_text(row[f'{name}_wanted'])}" for name in names)
+    return "; ".join(f"{name} is {_text(row[name])}, should be {_text(row[f'{name}_recomputed'])}" for name in names)
 
 
 def _text(value: object) -> str:
@@ -333,7 +335,7 @@ def _spans(table: Table, both: pl.DataFrame) -> set[int]:
     """The spans of wrong rows, as stored and as recomputed."""
     if not table.file_span:
         return {0}
-    names = [name for name in (table.file_time, f"{table.file_time}_wanted") if name in both.columns]
+    names = [name for name in (table.file_time, f"{table.file_time}_recomputed") if name in both.columns]
     return {span for name in names for span in both.select(_span_of(table, name)).to_series().drop_nulls()}
 
 
@@ -351,12 +353,12 @@ def stored_rows(snapshot: Snapshot, table: Table, period: Period) -> pl.DataFram
 
 
 def gold_differences(snapshot: Snapshot, table: Table, gold: Expected, period: Period) -> GoldDifferences:
-    """What is wrong in a gold table's rows of a period, day by day where a row is of a day."""
+    """Compare a gold table's rows of a period, day by day if its rows have a time."""
     differences = GoldDifferences(table)
     if table in (GOLD_ALERTS, GOLD_CURRENT_PRICE):
         differences.add(stored_rows(snapshot, table, period), gold.rows(table))
         return differences
-    # Of the first day, windows too that begin before the period and reach into it.
+    # On the first day also windows that begin before the period and reach into it.
     before = table.window_micros - 1 if table.window else 0
     days = gold.days or [period.begin]
     cuts = [period.begin - before, *days[1:], period.end]
@@ -368,7 +370,7 @@ def gold_differences(snapshot: Snapshot, table: Table, gold: Expected, period: P
 def prove(
     spark: SparkSession, files: Files, settings: Settings, period: Period, *, repair: bool = False
 ) -> list[Check]:
-    """All checks, each printed as soon as it is done."""
+    """Run all checks, and print each as soon as it is done."""
     snapshot = Snapshot.newest(spark, settings.lake_root, files)
     print(f"{settings.lake_root} as of micro-batch {snapshot.batch}", flush=True)
     checks: list[Check] = []

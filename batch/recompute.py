@@ -4,10 +4,10 @@
 
 In:  silver.ticks. Out: every gold table but gold.current_price, whole days of UTC at a time.
 
-Gold is computed from silver as of the last micro-batch that all tables have. Rows whose files the stream has written
-since are left alone and counted; run it again for those.
+Gold is computed from silver as of the last micro-batch that all tables have. Rows whose files the stream has
+written since are not rebuilt, but counted; run this again for those.
 
-Exit codes: 0 all rebuilt, 1 some was left, 2 a wrong setting.
+Exit codes: 0 all rebuilt, 1 some rows were not rebuilt, 2 a wrong setting.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REBUILT = tuple(table for table in GOLD if table != GOLD_CURRENT_PRICE)
 
 
 def recompute(snapshot: Snapshot, rules: GoldRules, day: Period) -> Iterator[tuple[Table, list[int]]]:
-    """Rebuild each table's rows of a day; the spans of it that were left to the stream."""
+    """Rebuild each table's rows of a day. Yields each table and the spans that were left to the stream."""
     gold = expected(snapshot.read(SILVER_TICKS), rules, day, datetime.now(UTC), REBUILT)
     try:
         for table in REBUILT:

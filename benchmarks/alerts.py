@@ -28,8 +28,8 @@ def records(settings: Settings, topic: str) -> Iterator[Any]:
         consumer.assign(partitions)
         ends = consumer.end_offsets(partitions) if partitions else {}
         while any(consumer.position(partition) < end for partition, end in ends.items()):
-            for found in consumer.poll(timeout_ms=500).values():
-                yield from found
+            for records in consumer.poll(timeout_ms=500).values():
+                yield from records
     finally:
         consumer.close()
 
@@ -44,24 +44,24 @@ def waits(settings: Settings) -> list[float]:
             opened.setdefault(event_id, record.timestamp / 1_000)
     rules = tick_rules(settings)
     now = datetime.now(UTC)
-    found = []
+    seconds = []
     for record in records(settings, settings.ticks_topic):
         tick = judge(record.value, record.topic, record.partition, record.offset, now, rules)
         if isinstance(tick, Tick) and tick.event_id in opened:
-            found.append(opened.pop(tick.event_id) - tick.received_at / 1_000_000)
-    return sorted(found)
+            seconds.append(opened.pop(tick.event_id) - tick.received_at / 1_000_000)
+    return sorted(seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     names = ("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "future_tolerance_seconds")
     settings, _ = from_command_line(arguments(__doc__, *names), argv)
-    found = waits(settings)
-    told: dict[str, object] = {"alerts": len(found)}
-    if len(found) > 1:
-        percentiles = quantiles(found, n=100, method="inclusive")
-        told |= {f"frame_to_alert_p{number}": round(percentiles[number - 1], 3) for number in (50, 99)}
-        told["longest"] = round(found[-1], 3)
-    print(json.dumps(told))
+    seconds = waits(settings)
+    figures: dict[str, object] = {"alerts": len(seconds)}
+    if len(seconds) > 1:
+        percentiles = quantiles(seconds, n=100, method="inclusive")
+        figures |= {f"frame_to_alert_p{number}": round(percentiles[number - 1], 3) for number in (50, 99)}
+        figures["longest"] = round(seconds[-1], 3)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

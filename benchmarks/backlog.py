@@ -108,12 +108,12 @@ def run(contestant: Contestant, settings: Settings, count: int, log: Path) -> di
         )
     after = services_cpu(settings)
     figures = json.loads(ran.stdout)
-    said = log.read_text(encoding="utf-8", errors="replace")
+    log_text = log.read_text(encoding="utf-8", errors="replace")
     if figures.pop("exit_code"):
-        raise WrongResult(f"{contestant.name} failed; its log ends:\n{said[-3_000:]}")
+        raise WrongResult(f"{contestant.name} failed; its log ends:\n{log_text[-3_000:]}")
     if set(rows := contestant.rows()) != {count}:
         raise WrongResult(f"{contestant.name} wrote {rows} ticks, not {count}")
-    figures |= contestant.told(said)
+    figures |= contestant.own_figures(log_text)
     cpu_of_services = None if before is None or after is None else after - before
     return {
         "contestant": contestant.name,
@@ -158,8 +158,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         figures = ["-" if result[name] is None else f"{result[name]:,}" for name in COMPARED]
         lines.append("".join([f"{result['contestant']:10}", *(f"{figure:>18}" for figure in figures)]))
         if times := result.get("times"):
-            shown = [f"x {times[name]:.2f}" if name in times else "" for name in COMPARED]
-            lines.append("".join([f"{'':10}", *(f"{figure:>18}" for figure in shown)]))
+            cells = [f"x {times[name]:.2f}" if name in times else "" for name in COMPARED]
+            lines.append("".join([f"{'':10}", *(f"{figure:>18}" for figure in cells)]))
     return "\n".join(lines)
 
 

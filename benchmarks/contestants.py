@@ -38,7 +38,7 @@ class Contestant(ABC):
     def windows(self) -> Windows:
         """The minutes it has written."""
 
-    def told(self, log: str) -> dict[str, Any]:
+    def own_figures(self, log: str) -> dict[str, Any]:
         """What its log says of its speed."""
         return dict(json.loads(log.splitlines()[-1]))
 
@@ -63,12 +63,12 @@ class Suite(InDelta):
     def __init__(self, settings: Settings, conf: Path) -> None:
         super().__init__(settings.lake_root)
         names = ("kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "lake_root")
-        given = {name: getattr(settings, name) for name in (*names, "max_offsets_per_trigger")}
-        given |= {"conf": conf, "checkpoint": f"{settings.lake_root}/_checkpoints/ticks"}
-        flags = [text for name, value in given.items() for text in (flag(name), str(value))]
+        values = {name: getattr(settings, name) for name in (*names, "max_offsets_per_trigger")}
+        values |= {"conf": conf, "checkpoint": f"{settings.lake_root}/_checkpoints/ticks"}
+        flags = [text for name, value in values.items() for text in (flag(name), str(value))]
         self.command = [str(PROJECT / "spark-submit.sh"), "streaming/ticks.py", "--once", *flags]
 
-    def told(self, log: str) -> dict[str, Any]:
+    def own_figures(self, log: str) -> dict[str, Any]:
         """From the first micro-batch's beginning, by the log, to the last commit of any table."""
         micro_batches = re.findall(r"^(\S+ \S+) .* batch \d+: .*?([\d.]+) s$", log, re.MULTILINE)
         ended, took = micro_batches[0]
@@ -111,15 +111,15 @@ class Pathway(Contestant):
         return _windows(sorted(rows, key=lambda row: row["time"]))
 
 
-def _module(name: str, settings: Settings, *given: object) -> list[str]:
+def _module(name: str, settings: Settings, *arguments: object) -> list[str]:
     source = ("--servers", settings.kafka_bootstrap_servers, "--topic", settings.ticks_topic)
-    return [str(PYTHON), "-m", f"benchmarks.{name}", *source, *map(str, given)]
+    return [str(PYTHON), "-m", f"benchmarks.{name}", *source, *map(str, arguments)]
 
 
 def _windows(rows: Sequence[Mapping[str, Any]]) -> Windows:
-    said = ("open", "high", "low", "close", "volume", "tick_count")
+    columns = ("open", "high", "low", "close", "volume", "tick_count")
     return {
-        (row["source"], row["asset"], row["window_start"]): {name: float(row[name]) for name in said if name in row}
+        (row["source"], row["asset"], row["window_start"]): {name: float(row[name]) for name in columns if name in row}
         for row in rows
     }
 

@@ -1,4 +1,4 @@
-"""What benchmarks/instruments.py reports of a scenario: its figures, from the job's log and the lake, and the table."""
+"""The figures of benchmarks/instruments.py, from the job's log and the lake, and the table of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from conf.settings import Settings
 from lake.reader import NoSuchTable, query, row_count
 from lake.tables import GOLD_PRICE_1M, SILVER_QUARANTINE, SILVER_TICKS
 
-# Seconds that an answer of WebHDFS may take.
+# WebHDFS must answer within so many seconds.
 WEBHDFS_LIMIT = 60.0
 ALL_COMMITS = 1_000_000
 
-# A scenario's figures: a name -> a number, or None where there is no such figure.
+# A scenario's figures: name -> number, or None if there is no such figure.
 Figures = Mapping[str, Any]
 
 COLUMNS = {
@@ -38,9 +38,9 @@ COLUMNS = {
     "micro_batches": "batches",
     "slope": "slope",
 }
-# What a table of restarts compares with the restart on the lake of 5 instruments.
+# Figures of restarts that are compared with the restart on the lake of 5 instruments.
 OF_RESTARTS = ("restart_to_gold_seconds",)
-# A slope is a ratio already.
+# The slope is already a ratio.
 NOT_COMPARED = ("slope",)
 BASE, BASE_OF_RESTARTS = "5", "restart-5"
 WIDTH = 12
@@ -55,7 +55,7 @@ class GoldCommit:
 
 
 def read_gold_commits(settings: Settings) -> list[GoldCommit]:
-    """In the order of the commits; none where the job died before it made the tables."""
+    """Read the commits, in their order; none if the job died before it created the tables."""
     files = hdfs.InsecureClient(settings.webhdfs_url, timeout=WEBHDFS_LIMIT)
     root = urlsplit(settings.lake_root).path
     in_gold: dict[int, GoldCommit] = {}
@@ -70,12 +70,12 @@ def read_gold_commits(settings: Settings) -> list[GoldCommit]:
 
 
 def frame_to_gold(in_gold: Sequence[GoldCommit], since: float) -> list[float]:
-    """Seconds from the frame to gold, of each tick that was received since."""
+    """Seconds from the frame to gold, of each tick received since."""
     return [commit.committed_at - at for commit in in_gold for at in commit.received_at if at >= since]
 
 
 def restart_to_gold(in_gold: Sequence[GoldCommit], restarted_at: float) -> float | None:
-    """Seconds from the job's start to the first commit of gold that has a tick received since; None: there is none."""
+    """Seconds from the job's start to the first commit of gold with a tick received since; None: there is none."""
     fresh = [each.committed_at for each in in_gold if max(each.received_at, default=0.0) >= restarted_at]
     return round(min(fresh) - restarted_at, 2) if fresh else None
 
@@ -85,17 +85,17 @@ def percentile(values: Sequence[float], number: int) -> float | None:
 
 
 def mean_seconds(batches: Sequence[MicroBatch], since: float, until: float) -> float | None:
-    """Of the micro-batches that ended in this time; None if there are none."""
+    """The mean duration of micro-batches that ended in this time; None if there are none."""
     chosen = [batch.seconds for batch in batches if since <= batch.ended_at <= until]
     return mean(chosen) if chosen else None
 
 
 def batch_figures(batches: Sequence[MicroBatch], began: float, ended: float) -> dict[str, float | None]:
-    """Of the micro-batches of a load from `began` to `ended`, all since the job's last start."""
+    """Figures of the micro-batches of a load from `began` to `ended`, all since the job's last start."""
     quarter = (ended - began) / 4
     second = mean_seconds(batches, began + quarter, began + 2 * quarter)
     last = mean_seconds(batches, began + 3 * quarter, ended)
-    # A job that did nothing in the second half was in one micro-batch all the time, and ended it later or never.
+    # If no micro-batch ended in the second half, one micro-batch lasted all that time: use the whole load.
     half = mean_seconds(batches, began + 2 * quarter, ended) or mean_seconds(batches, began, ended)
     # A new query's first micro-batch may have no records yet.
     first = next((batch for batch in batches if batch.records), None)
@@ -109,9 +109,9 @@ def batch_figures(batches: Sequence[MicroBatch], began: float, ended: float) -> 
 def gold_figures(
     in_gold: Sequence[GoldCommit], began: float, ended: float, restarted_at: float | None
 ) -> dict[str, float | None]:
-    """Of the ticks received from `began` to `ended`: percentiles of the second half, and one of all.
+    """Percentiles of the delay to gold: of the ticks of the load's second half, and one of all its ticks.
 
-    Those of all tell of the start, when micro-batches take longest.
+    The one of all ticks includes the start, when micro-batches take longest.
     """
     later = frame_to_gold(in_gold, (began + ended) / 2)
     return {
@@ -123,7 +123,7 @@ def gold_figures(
 
 
 def find_difference(settings: Settings, market: Market) -> str | None:
-    """How the tables differ from what was sent; None if they do not."""
+    """How the tables differ from the records sent; None if they do not."""
     root = settings.lake_root
     try:
         silver = query(root, "SELECT count(*) AS rows, count(DISTINCT (symbol, trade_id)) AS ticks FROM silver.ticks")
@@ -135,14 +135,14 @@ def find_difference(settings: Settings, market: Market) -> str | None:
         "rows in silver.ticks": (rows, market.ticks),
         "distinct ticks in silver.ticks": (ticks, market.ticks),
         "ticks in gold.price_1m": (gold.to_pylist()[0]["ticks"], market.ticks),
-        "rows in silver.quarantine": (row_count(root, SILVER_QUARANTINE), market.odd),
+        "rows in silver.quarantine": (row_count(root, SILVER_QUARANTINE), market.non_ticks),
     }
-    wrong = [f"{count:,} {what}, not {sent:,}" for what, (count, sent) in counts.items() if count != sent]
+    wrong = [f"{count:,} {what}, not {expected:,}" for what, (count, expected) in counts.items() if count != expected]
     return "; ".join(wrong) or None
 
 
 def multiples(figures: Figures, base: Figures) -> dict[str, float]:
-    """Each figure as a multiple of another scenario's."""
+    """Each figure as a multiple of another scenario's figure."""
     return {
         name: round(figures[name] / base[name], 2)
         for name in COLUMNS
@@ -151,9 +151,9 @@ def multiples(figures: Figures, base: Figures) -> dict[str, float]:
 
 
 def compare(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to each row `of_base`: its multiples of the same checkout's row "5", and `of_first`: of the first checkout's.
+    """Add to each row its multiples: `of_base` of the same checkout's row "5", `of_first` of the first checkout's row.
 
-    A restart's time is a multiple of that on the lake of 5 instruments.
+    A restart's time is compared with the restart on the lake of 5 instruments.
     """
     of_job: dict[str, dict[str, Figures]] = defaultdict(dict)
     for row in rows:
@@ -168,7 +168,7 @@ def compare(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For people: a scenario's figures, below them the multiples, and at the end of the line how it went."""
+    """The table as text: per scenario its figures and its outcome, and the multiples below."""
     jobs = list(dict.fromkeys(row["job"] for row in rows))
     first_width = max(len(row["scenario"]) for row in rows) + 2
     lines: list[str] = []

@@ -104,10 +104,10 @@ class Seen:
         """The ticks whose ids were not seen, each once; from now on they are seen."""
         ticks = ticks.unique([*INSTRUMENT, "trade_id"], keep="first", maintain_order=True)
         lowest = ticks.group_by(INSTRUMENT).agg(pl.col("trade_id").min().alias("lowest"))
-        known = self.intervals.join(lowest, on=INSTRUMENT).filter(pl.col("last") >= pl.col("lowest"))
-        if not known.is_empty():
+        near_runs = self.intervals.join(lowest, on=INSTRUMENT).filter(pl.col("last") >= pl.col("lowest"))
+        if not near_runs.is_empty():
             within = pl.col("trade_id").is_between("first", "last")
-            repeated = ticks.join(known, on=INSTRUMENT).filter(within)
+            repeated = ticks.join(near_runs, on=INSTRUMENT).filter(within)
             ticks = ticks.join(repeated, on=[*INSTRUMENT, "trade_id"], how="anti", maintain_order="left")
         ids = ticks.select(*INSTRUMENT, pl.col("trade_id").alias("first"), pl.col("trade_id").alias("last"))
         intervals = pl.concat([self.intervals, ids]).sort(*INSTRUMENT, "first")
@@ -162,17 +162,17 @@ def main() -> None:
     parser.add_argument("--servers", required=True, help="HOST:PORT of Kafka brokers")
     parser.add_argument("--topic", required=True, help="topic of the ticks")
     parser.add_argument("--lake", required=True, metavar="FOLDER", help="where the tables are made")
-    given = parser.parse_args()
+    options = parser.parse_args()
     seen, gold = Seen(), None
     began = time.monotonic()
-    for batch in records(given.servers, given.topic):
+    for batch in records(options.servers, options.topic):
         delivered = bronze(batch)
-        delivered.write_delta(f"{given.lake}/bronze/ticks", mode="append")
+        delivered.write_delta(f"{options.lake}/bronze/ticks", mode="append")
         ticks = seen.only_new(silver(delivered))
-        ticks.write_delta(f"{given.lake}/silver/ticks", mode="append")
+        ticks.write_delta(f"{options.lake}/silver/ticks", mode="append")
         new = summaries(ticks)
         gold = merged(new if gold is None else pl.concat([gold, new.select(gold.columns)]))
-        prices(gold).write_delta(f"{given.lake}/gold/price_1m", mode="overwrite")
+        prices(gold).write_delta(f"{options.lake}/gold/price_1m", mode="overwrite")
     print(json.dumps({"first_read_to_end": round(time.monotonic() - began, 2)}))
 
 

@@ -121,13 +121,13 @@ def venue(*market: str) -> Iterator[str]:
 @contextmanager
 def ingester(settings: Settings, topics: Topics, folder: Path, url: str) -> Iterator[psutil.Popen]:
     """An ingester that listens to a venue, with its spool in the folder."""
-    given = {
+    values = {
         "url": url, "assets": ",".join(ASSETS), "spool_dir": folder, "metrics_port": 0,
         "kafka_bootstrap_servers": settings.kafka_bootstrap_servers, "ticks_topic": topics.ticks,
         "rejects_topic": topics.rejects, "gaps_topic": topics.gaps, "backfill_max_trades": 0,
         "kafka_client": settings.kafka_client,
     }  # fmt: skip
-    flags = [text for name, value in given.items() for text in (flag(name), str(value))]
+    flags = [text for name, value in values.items() for text in (flag(name), str(value))]
     command = [sys.executable, "-m", "ingestion", *flags]
     with psutil.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
         try:
@@ -141,9 +141,9 @@ def ingester(settings: Settings, topics: Topics, folder: Path, url: str) -> Iter
 def status(folder: Path) -> dict[str, Any]:
     """What the ingester says of itself, once it does."""
     while True:
-        told = fetch_status(folder)
-        if told is not None:
-            return told
+        status = fetch_status(folder)
+        if status is not None:
+            return status
         time.sleep(0.1)
 
 
@@ -234,17 +234,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ticks", type=int, default=200_000, metavar="N", help="default: 200000")
     parser.add_argument("--seconds", type=int, default=20, metavar="N", help="of 2,000 ticks/s (default: 20)")
     parser.add_argument("--backlog", type=int, default=1_000_000, metavar="N", help="ticks (default: 1000000)")
-    settings, given = from_command_line(parser, argv)
+    settings, options = from_command_line(parser, argv)
     name = uuid.uuid4().hex[:8]
     topics = Topics(f"ticks-{name}", f"rejects-{name}", f"gaps-{name}")
     own = settings.model_copy(
         update={"ticks_topic": topics.ticks, "rejects_topic": topics.rejects, "gaps_topic": topics.gaps}
     )
     with tempfile.TemporaryDirectory(dir=PROJECT / ".tickhouse") as folder:
-        asyncio.run(stages(own, topics, given.ticks, Path(folder, "stages")))
-        throughput(own, topics, given.ticks, Path(folder, "throughput"))
-        latency(own, topics, given.seconds, Path(folder, "latency"))
-        recovery(own, topics, given.backlog, Path(folder, "recovery"))
+        asyncio.run(stages(own, topics, options.ticks, Path(folder, "stages")))
+        throughput(own, topics, options.ticks, Path(folder, "throughput"))
+        latency(own, topics, options.seconds, Path(folder, "latency"))
+        recovery(own, topics, options.backlog, Path(folder, "recovery"))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,29 @@
-"""The streaming job with N instruments, odd records and repeats: `python -m benchmarks.instruments`
+"""Measure the streaming job with N instruments, invalid records and repeats: `python -m benchmarks.instruments`
 
-Of each scenario: starts ./spark-submit.sh streaming/ticks.py on topics and a lake of their own, sends ticks in
-ingestion's own layout for a while, ends the job with SIGTERM, and holds the tables against what was sent.
+Per scenario: start ./spark-submit.sh streaming/ticks.py on its own topics and lake, send ticks in ingestion's layout
+for a while, end the job with SIGTERM, and compare the tables with the records sent.
 
 5              5 instruments, only ticks
-5+odd          and 0.2 % of records that are no ticks
-5+repeats      and 1 % of repeats: the same bytes again, every second one 3 seconds later
+5+odd          and 0.2 % invalid records
+5+repeats      and 1 % repeats: the same bytes again, every second one 3 seconds later
 5+both         both
-restart-5      kill -9 of the job at half of the load, and a new start while the load goes on
+restart-5      kill -9 of the job halfway, and a new start while the load goes on
 
-Prints a table, and one line of JSON. Below a row are its figures as multiples of row 5, and with several --job-dir
-also of the first checkout's same row.
+Prints a table, and one line of JSON. Below each row are its multiples of row 5, and with several --job-dir also of the
+first checkout's same row.
 
-batch s        mean micro-batch, by the job's own log, in the second half of the load, or of what follows the restart
-gold p50 s     from a tick's frame to the commit of gold.price_1m that has it, of the ticks of the same half
-p99 +start     of all ticks since the job's last start: the first micro-batches are the slowest
+batch s        mean micro-batch, from the job's log, in the second half of the load (or of the time after the restart)
+gold p50 s     from a tick's frame to the commit of gold.price_1m that contains it, of ticks of the same half
+p99 +start     p99 of all ticks since the job's last start: the first micro-batches are the slowest
 1st batch s    the first micro-batch with records after the job's last start
-restart s      from the new start to the first commit of gold.price_1m that has a tick received since
-CPU s/1000     processor seconds of all the job's processes per 1,000 ticks over the load; with a restart, the start too
-JVM MB         resident memory of the driver's JVM at the end; Python MB: of the driver's Python
-slope          mean micro-batch of the last quarter as a multiple of the second quarter's
-tables         exact: silver.ticks has each tick once, gold.price_1m counts as many, quarantine has the odd ones
+restart s      from the new start to the first commit of gold.price_1m that contains a tick received since
+CPU s/1000     CPU seconds of all the job's processes per 1,000 ticks of the load; with a restart, the start too
+JVM MB         resident memory of the driver's JVM at the end; Python MB: the same of the driver's Python
+slope          mean micro-batch of the last quarter / mean of the second quarter
+tables         exact: silver.ticks has each tick once, gold.price_1m counts as many, quarantine has the invalid records
 
-Exit codes: 0 all tables are exact, 1 a query died, fell behind or wrote other tables than it should, 2 a wrong setting
-or argument, 3 to 6 a service did not start (services/errors.py), 7 Kafka did not take the load.
+Exit codes: 0 all tables are exact, 1 a query died, fell behind or wrote wrong tables, 2 a wrong setting or argument,
+3 to 6 a service did not start (services/errors.py), 7 Kafka did not take the load.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LOAD_FAILED, TERMINATED = 7, 143
 
 
 def own_places(settings: Settings, name: str) -> Settings:
-    """The settings with topics and a lake of a scenario's own."""
+    """The settings with a scenario's own topics and lake."""
     topics = {f"{kind}_topic": f"benchmark-{kind}-{name}" for kind in ("ticks", "rejects", "gaps")}
     root = f"{settings.lake_root}-benchmark-{name}"
     return settings.model_copy(update={**topics, "lake_root": root, "checkpoint": f"{root}/_checkpoints/ticks"})
@@ -62,7 +62,7 @@ def own_places(settings: Settings, name: str) -> Settings:
 def measure(
     scenario: Scenario, settings: Settings, project: Path, conf: Path, rate: float, seconds: float, keep: bool
 ) -> dict[str, Any]:
-    """A scenario's row, and nothing left of it but the job's logs where it failed. Raises LoadFailed."""
+    """A scenario's row. Removes its topics and lake, but keeps a failed job's logs. Raises LoadFailed."""
     name = uuid.uuid4().hex[:8]
     settings = own_places(settings, name)
     folder = settings.state_dir / "benchmark" / name
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (project / "spark-submit.sh").exists():
             parser.error(f"--job-dir {project}: there is no spark-submit.sh")
     conf = settings_file(os.environ, own.conf).resolve()
-    # So that SIGTERM too ends the job, and removes what was made.
+    # So SIGTERM too ends the job, and removes its topics and lake.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     rows: list[dict[str, Any]] = []
     with ExitStack() as cleanup:

@@ -1,4 +1,4 @@
-"""The streaming job as a process of its own, for benchmarks/instruments.py: its log, its memory and its CPU time."""
+"""The streaming job as a process, for benchmarks/instruments.py: its log, its memory and its CPU time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BATCH_LINE = re.compile(
     r"^(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[,.]\d+)?).*?\bbatch (\d+): ([\d,]+) records\b.*?\b(\d+(?:\.\d+)?) s\b",
     re.MULTILINE,
 )
-# Seconds in which a job must end after SIGTERM; it finishes its micro-batch first.
+# A job must end within so many seconds after SIGTERM; it finishes its micro-batch first.
 STOP_LIMIT = 120.0
-# As much of a job's log as says why it died.
+# The part of a job's log that shows why it died.
 LAST_LINES, LAST_LINE_LENGTH = 12, 200
 NO_CLASS_ARCHIVE = "Unable to use shared archive"
 QUERY_ACCOUNT = "=== Streaming Query ==="
@@ -38,7 +38,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a job's processes: CPU seconds (user and system), and resident memory in MB of the driver's two."""
+    """CPU seconds (user and system) of a job's processes, and resident memory in MB of the driver's two processes."""
 
     cpu_seconds: float
     jvm_mb: float
@@ -59,7 +59,7 @@ def read_micro_batches(log: str) -> list[MicroBatch]:
 
 
 def count_records(batches: Iterable[MicroBatch]) -> int:
-    """How many records the micro-batches have; one that was done again after a kill counts once."""
+    """The number of records in the micro-batches; one repeated after a kill counts once."""
     return sum({batch.number: batch.records for batch in batches}.values())
 
 
@@ -70,7 +70,7 @@ class Job:
         self.log = log
         command = [str(project / "spark-submit.sh"), "streaming/ticks.py", *flags]
         with log.open("w", encoding="utf-8") as output:
-            # A session of its own: Ctrl-C reaches the benchmark alone, which then ends the job.
+            # In its own session: Ctrl-C reaches only the benchmark, which then ends the job.
             self._process = psutil.Popen(
                 command,
                 cwd=project,
@@ -92,19 +92,19 @@ class Job:
         return read_micro_batches(self._text())
 
     def last_lines(self) -> list[str]:
-        """What the log ends with, but for Spark's account of the query, which follows the cause of its end."""
+        """The last lines of the log, without Spark's description of the query, which follows the cause of its end."""
         text, _, _ = self._text().partition(QUERY_ACCOUNT)
         lines = [line for line in text.splitlines() if line.strip()]
         return [line[:LAST_LINE_LENGTH] for line in lines[-LAST_LINES:]]
 
     def lacks_class_archive(self) -> bool:
-        """Whether Java refused the archive of Spark's classes: it belongs to the folder in which it was made."""
+        """Whether Java refused the class archive: it is valid only in the folder in which it was made."""
         return NO_CLASS_ARCHIVE in self._text()
 
     def usage(self) -> Usage | None:
-        """What all its processes have used so far; None when it has ended.
+        """The usage of all its processes so far; None after the job has ended.
 
-        What a process has used that has ended is in its parent's count of its children.
+        The usage of ended processes is in their parent's count of its children.
         """
         cpu_seconds, jvm, python = 0.0, 0, 0
         for process in self._family():
@@ -118,14 +118,14 @@ class Job:
         return Usage(cpu_seconds, jvm / 1e6, python / 1e6) if self.exit_code is None else None
 
     def kill(self) -> None:
-        """kill -9 of the driver and all that it has started."""
+        """kill -9 of the driver and all its child processes."""
         for process in self._family():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._wait()
 
     def stop(self) -> bool:
-        """SIGTERM, and kill -9 of what that does not end; whether SIGTERM was enough."""
+        """Send SIGTERM, and kill -9 whatever does not end. Returns whether SIGTERM was enough."""
         family = self._family()
         if self.exit_code is None:
             self._process.terminate()
@@ -137,7 +137,7 @@ class Job:
         return not alive
 
     def _family(self) -> list[psutil.Process]:
-        """All its processes, also those that were seen before and have lost their parent since."""
+        """All its processes, including earlier ones that have lost their parent since."""
         with suppress(psutil.NoSuchProcess):
             self._seen |= {self._process, *self._process.children(recursive=True)}
         self._seen = {process for process in self._seen if process.is_running()}

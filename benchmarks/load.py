@@ -1,6 +1,6 @@
-"""The load of benchmarks/instruments.py: ticks of N instruments, records that are no ticks, and repeats, into Kafka.
+"""The load of benchmarks/instruments.py: sends ticks of N instruments, invalid records and repeats to Kafka.
 
-Records are what ingestion sends: ingestion/ticks.py writes them, and ingestion/publisher.py chooses their partition.
+The records are ingestion's: ingestion/ticks.py encodes them, and ingestion/publisher.py chooses their partition.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SOURCE = "binance"
 FIRST_TRADE_ID = 1_000
 # From the trade to its frame.
 DELAY_NS = 20_000_000
-# Standard deviation of a price's relative change in a second. It is a calm market's: the load opens no alerts.
+# Standard deviation of a price's relative change in a second: a calm market, so that the load opens no alerts.
 VOLATILITY = 2e-4
-# Every second repeat comes so much later than its tick that another micro-batch has it.
+# Every second repeat comes so much later than its tick, in another micro-batch.
 REPEAT_AFTER_NS = 3_000_000_000
 # Seconds between two groups of records.
 PAUSE = 0.005
-# Seconds in which Kafka must create the topics, and acknowledge the last record.
+# Kafka must create the topics, and acknowledge the last record, within so many seconds.
 KAFKA_LIMIT = 60.0
 
 
@@ -42,7 +42,7 @@ class LoadFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Shape:
-    """What is sent. odd_share: records that are no ticks, repeat_share: repeats, both as a share of the ticks."""
+    """The mix of records. odd_share: invalid records, repeat_share: repeats, both as a share of the ticks."""
 
     instruments: int
     odd_share: float = 0.0
@@ -50,34 +50,34 @@ class Shape:
 
 
 class Market:
-    """Makes the records. Its ticks have ascending trade ids of each instrument, and ascending sequences."""
+    """Makes the records. Trade ids ascend per instrument, sequences ascend."""
 
     def __init__(self, shape: Shape, rate: float, producer: str, seed: int = 5) -> None:
         self._shape = shape
         self._producer = producer
         self._random = random.Random(seed)
-        # An instrument's changes are rarer, and so larger, the more instruments share the rate.
+        # The more instruments share the rate, the rarer and so the larger are an instrument's price changes.
         self._step = VOLATILITY * math.sqrt(shape.instruments / rate)
         self._prices = [self._random.uniform(0.1, 50_000) for _ in range(shape.instruments)]
         self._trade_ids = [FIRST_TRADE_ID] * shape.instruments
         self._late_repeats: deque[tuple[int, Record]] = deque()
-        self.ticks = self.odd = self.repeats = 0
+        self.ticks = self.non_ticks = self.repeats = 0
 
     @property
     def records(self) -> int:
-        """How many records this has made, without the repeats that are yet to come."""
-        return self.ticks + self.odd + self.repeats - len(self._late_repeats)
+        """The number of records made so far, without the late repeats still to come."""
+        return self.ticks + self.non_ticks + self.repeats - len(self._late_repeats)
 
     def next_records(self, now_ns: int) -> Iterator[Record]:
-        """The next tick, and what comes with it: late repeats that are due, and perhaps an odd record or a repeat."""
+        """The next tick, late repeats that are due, and perhaps an invalid record or a repeat."""
         while self._late_repeats and self._late_repeats[0][0] <= now_ns:
             yield self._late_repeats.popleft()[1]
         tick = self._next_tick(now_ns)
         record = (tick.key, tick.to_json(self._producer, self.ticks))
         yield record
         if self._random.random() < self._shape.odd_share:
-            self.odd += 1
-            yield tick.key, self._odd_value(record[1])
+            self.non_ticks += 1
+            yield tick.key, self._non_tick(record[1])
         if self._random.random() < self._shape.repeat_share:
             self.repeats += 1
             if self.repeats % 2:
@@ -86,7 +86,7 @@ class Market:
                 self._late_repeats.append((now_ns + REPEAT_AFTER_NS, record))
 
     def last_records(self) -> Iterator[Record]:
-        """The late repeats that were not due before the load's end."""
+        """The late repeats that are still to come at the load's end."""
         while self._late_repeats:
             yield self._late_repeats.popleft()[1]
 
@@ -107,13 +107,13 @@ class Market:
             trade_id=self._trade_ids[number],
         )
 
-    def _odd_value(self, value: bytes) -> bytes:
-        """A record that is no tick: by turns no JSON, JSON without a tick's fields, and a tick that was cut off."""
-        return (b"no JSON", b'{"timestamp":"x"}', value[: len(value) // 2])[self.odd % 3]
+    def _non_tick(self, value: bytes) -> bytes:
+        """An invalid record: in turn no JSON, JSON without a tick's fields, and a truncated tick."""
+        return (b"no JSON", b'{"timestamp":"x"}', value[: len(value) // 2])[self.non_ticks % 3]
 
 
 class Load(threading.Thread):
-    """Sends a market's records at a rate, each tick when it is received. Creates the topics first."""
+    """Creates the topics, and sends a market's records at a rate."""
 
     def __init__(self, settings: Settings, market: Market, rate: float, seconds: float) -> None:
         super().__init__(name="load", daemon=True)
@@ -134,7 +134,7 @@ class Load(threading.Thread):
         self._gate.set()
 
     def stop(self) -> None:
-        """Send no more, for instance because the job has died."""
+        """Stop sending, for instance because the job has died."""
         self._stop_event.set()
         self._gate.set()
         self.join(2 * KAFKA_LIMIT)

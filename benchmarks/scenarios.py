@@ -1,4 +1,4 @@
-"""A scenario of benchmarks/instruments.py: its load, its job from start to end, and the row that comes of it."""
+"""A scenario of benchmarks/instruments.py: its load, its job from start to end, and its row of figures."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ SHARES = {
 }
 EXACT = "exact"
 
-# Seconds in which the query must run after its process has started, also while others keep the machine busy.
+# The query must run within so many seconds after its process has started, even on a busy machine.
 START_LIMIT = 180.0
-# Seconds after the load in which the job must have taken all records.
+# The job must have processed all records within so many seconds after the load.
 BEHIND_LIMIT = 300.0
 LOOK_EVERY = 0.5
 SAY_EVERY = 15.0
 
 
 class JobFailed(RuntimeError):
-    """The job died, or did not start in time, or fell behind. The message is what the table says of it."""
+    """The job died, or did not start in time, or fell behind. The message goes into the table."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def parse_scenario(name: str) -> Scenario:
 
 
 class Measurement:
-    """A scenario with one checkout's job."""
+    """The measurement of a scenario with one checkout's job."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class Measurement:
         self._market = Market(scenario.shape, rate, producer=uuid.uuid4().hex[:16])
         self._load = Load(settings, self._market, rate, seconds)
         self._jobs: list[Job] = []
-        # Of the jobs that were killed, and of the last one at the last look.
+        # CPU seconds of the killed jobs; usage of the last job when last measured.
         self._cpu_of_killed = 0.0
         self._usage = Usage(0.0, 0.0, 0.0)
-        self._said = 0.0
+        self._progress_at = 0.0
 
     def run(self) -> dict[str, Any]:
-        """The scenario's row. Raises LoadFailed."""
+        """Run the scenario, and return its row. Raises LoadFailed."""
         try:
             self._load.start()
             self._wait(self._load.topics_exist.is_set, "Kafka creates the topics", KAFKA_LIMIT)
@@ -121,7 +121,7 @@ class Measurement:
         cpu_seconds: float,
         failure: JobFailed | None,
     ) -> dict[str, Any]:
-        """Ends the job, and reads what it has written."""
+        """End the job, read its tables, and make the row."""
         log = self._last_lines() if failure else []
         if not self._jobs[-1].stop() and failure is None:
             failure = JobFailed("not ended by SIGTERM")
@@ -136,7 +136,7 @@ class Measurement:
             "driver_python_mb": round(usage.python_mb),
             "micro_batches": sum(len(job.micro_batches()) for job in self._jobs),
             "ticks": self._market.ticks,
-            "odd": self._market.odd,
+            "odd": self._market.non_ticks,
             "repeats": self._market.repeats,
             "load_seconds": round(self._load.ended - self._load.began, 1),
             "outcome": outcome,
@@ -147,17 +147,17 @@ class Measurement:
         return {"scenario": self._scenario.name, "job": str(self._project), **asdict(self._scenario.shape)}
 
     def _start_job(self) -> float:
-        """When, in seconds since 1970."""
+        """Start the job; returns the time in seconds since 1970."""
         names = ("kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "lake_root", "webhdfs_url")
-        given = {name: getattr(self._settings, name) for name in names}
-        given |= {"conf": self._conf, "checkpoint": self._settings.checkpoint_location}
-        flags = [text for name, value in given.items() for text in (flag(name), str(value))]
+        values = {name: getattr(self._settings, name) for name in names}
+        values |= {"conf": self._conf, "checkpoint": self._settings.checkpoint_location}
+        flags = [text for name, value in values.items() for text in (flag(name), str(value))]
         began = time.time()
         self._jobs.append(Job(self._project, flags, self._folder / f"job-{len(self._jobs)}.log"))
         return began
 
     def _query_runs(self) -> bool:
-        """It has noted where in Kafka it begins."""
+        """Whether the query runs: its checkpoint has the first offsets."""
         files = hdfs.InsecureClient(self._settings.webhdfs_url, timeout=WEBHDFS_LIMIT)
         noted = f"{urlsplit(self._settings.checkpoint_location).path}/sources/0/0"
         return files.status(noted, strict=False) is not None
@@ -170,12 +170,12 @@ class Measurement:
         return self._start_job()
 
     def _look(self) -> Usage:
-        """What the job uses now; when it has died, what it used when we last looked."""
+        """The job's usage; of a dead job, the usage when last measured."""
         self._usage = self._jobs[-1].usage() or self._usage
         return self._usage
 
     def _batches(self) -> list[MicroBatch]:
-        """Of all its jobs."""
+        """The micro-batches of all its jobs."""
         return [batch for job in self._jobs for batch in job.micro_batches()]
 
     def _has_all(self) -> bool:
@@ -199,14 +199,14 @@ class Measurement:
             time.sleep(LOOK_EVERY)
 
     def _after(self) -> str:
-        """When it is, for a message."""
+        """The time since the begin, for a message."""
         began = self._load.began
         return f"{time.time() - began:.0f} s after the load began" if began else "before the load began"
 
     def _say_progress(self, what: str) -> None:
-        if time.monotonic() - self._said < SAY_EVERY:
+        if time.monotonic() - self._progress_at < SAY_EVERY:
             return
-        self._said = time.monotonic()
+        self._progress_at = time.monotonic()
         batches = self._batches()
         last = f", last micro-batch {batches[-1].seconds} s" if batches else ""
         say(f"{self._scenario.name}: until {what}: {self._market.ticks:,} ticks, {len(batches)} micro-batches{last}")

@@ -64,17 +64,17 @@ def main() -> None:
     parser.add_argument("--servers", required=True, help="HOST:PORT of Kafka brokers")
     parser.add_argument("--topic", required=True, help="topic of the ticks")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the lines of JSON are written")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     consumer = {
-        "bootstrap.servers": given.servers,
+        "bootstrap.servers": options.servers,
         "group.id": f"pathway-{uuid.uuid4().hex[:8]}",
         "auto.offset.reset": "earliest",
     }
-    messages = pw.io.kafka.read(consumer, topic=given.topic, schema=Message, format="json", mode="static")
+    messages = pw.io.kafka.read(consumer, topic=options.topic, schema=Message, format="json", mode="static")
     every_tick = ticks(messages)
-    pw.io.jsonlines.write(every_tick, given.out / "ticks.jsonl")
-    pw.io.jsonlines.write(windows(every_tick), given.out / "windows.jsonl")
+    pw.io.jsonlines.write(every_tick, options.out / "ticks.jsonl")
+    pw.io.jsonlines.write(windows(every_tick), options.out / "windows.jsonl")
     began = time.monotonic()
     pw.run(monitoring_level=pw.MonitoringLevel.NONE)
     print(json.dumps({"first_read_to_end": round(time.monotonic() - began, 2)}))

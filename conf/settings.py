@@ -279,7 +279,7 @@ def read_settings(
     flags = {name: value for name, value in (flags or {}).items() if value is not None}
     path = settings_file(environment, file)
     try:
-        written = tomllib.loads(path.read_text(encoding="utf-8"))
+        from_file = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"settings file {path}: {error}") from error
     exported = {
@@ -289,7 +289,7 @@ def read_settings(
     }
     exported = {name: value for name, value in exported.items() if name not in NOT_SETTINGS}
     try:
-        return Settings.model_validate({**written, **exported, **flags})
+        return Settings.model_validate({**from_file, **exported, **flags})
     except ValidationError as error:
         raise SettingsError(_one_line(error.errors()[0], flags, exported, path)) from None
 
@@ -320,9 +320,11 @@ def arguments(description: str | None, *names: str) -> argparse.ArgumentParser:
     for name in names:
         field = Settings.model_fields[name]
         default = field.get_default(call_default_factory=True)
-        shown = ",".join(default) if isinstance(default, list) else default
+        default_text = ",".join(default) if isinstance(default, list) else default
         help_text = (
-            f"{field.description} (default: {shown})" if shown not in (None, {}, False) else str(field.description)
+            f"{field.description} (default: {default_text})"
+            if default_text not in (None, {}, False)
+            else str(field.description)
         )
         if field.annotation is bool:
             parser.add_argument(flag(name), action="store_true", default=None, help=help_text)
@@ -342,10 +344,10 @@ def from_command_line(
 ) -> tuple[Settings, argparse.Namespace]:
     """Parse argv; return the settings and the program's own arguments. Exits with code 2 on a wrong setting."""
     parsed = parser.parse_args(argv)
-    given = vars(parsed)
-    flags = {name: given[name] for name in given if name in Settings.model_fields}
+    values = vars(parsed)
+    flags = {name: values[name] for name in values if name in Settings.model_fields}
     try:
-        return read_settings(flags, file=given.get("conf")), parsed
+        return read_settings(flags, file=values.get("conf")), parsed
     except SettingsError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None

@@ -73,10 +73,10 @@ class Demo:
         if not live:
             market = ("--rate", TRADES_PER_SECOND, "--assets", ",".join(self.settings.assets))
             venue = self._start("venue", [python, "-m", "simulator", *market])
-            while not (said := venue.log.read_text(encoding="utf-8")).endswith("\n"):
+            while not (lines := venue.log.read_text(encoding="utf-8")).endswith("\n"):
                 venue.check()
                 time.sleep(0.05)
-            url = ("--url", json.loads(said.splitlines()[0])["url"])
+            url = ("--url", json.loads(lines.splitlines()[0])["url"])
         ingestion = self._start("ingestion", [python, "-m", "ingestion", *self._conf, *url])
         self._start("streaming", ["./spark-submit.sh", "streaming/ticks.py", *self._conf])
         watch = Watch(self.settings, ingestion.log, datetime.now(UTC))
@@ -135,11 +135,11 @@ def show(demo: Demo, watch: Watch, seconds: float, began: float, stop: threading
                 first_gold = now - began
                 demo.serve_sql()
             is_last = stop.is_set() or now >= deadline
-            shown = page(figures, _title(now - began, first_gold), demo.how_to_query())
+            content = page(figures, _title(now - began, first_gold), demo.how_to_query())
             if isinstance(screen, Live):
-                screen.update(shown, refresh=True)
+                screen.update(content, refresh=True)
             elif is_last or now - printed >= PLAIN_SECONDS:
-                console.print(shown)
+                console.print(content)
                 printed = now
             if is_last:
                 return first_gold is not None
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__)
     parser.prog = "scripts/demo"
     parser.add_argument("--live", action="store_true", help="the real Binance feed instead of a simulated venue")
-    settings, given = from_command_line(parser, argv)
+    settings, options = from_command_line(parser, argv)
     try:
         seconds = seconds_to_run()
     except ValueError as error:
@@ -178,9 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with Demo(settings, given.conf) as demo:
+        with Demo(settings, options.conf) as demo:
             demo.start_services("kafka", "hdfs")
-            watch = demo.start_programs(given.live)
+            watch = demo.start_programs(options.live)
             reached_gold = show(demo, watch, seconds, began, stop)
     except (Ended, services.ServiceError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

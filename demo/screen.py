@@ -52,15 +52,15 @@ def _table(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> Table
         right = bool(rows) and isinstance(rows[0][name], Decimal | int)
         table.add_column(label, justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(_shown(row[name]) for name in columns))
+        table.add_row(*(_format_value(row[name]) for name in columns))
     return table
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, Decimal):
         # Without the zeros that fill it up to twelve decimals, and of an average's decimals what tells something.
-        shown = f"{value:,.{2 if value >= 1000 else 4 if value >= 1 else 8}f}"
-        return shown.rstrip("0").rstrip(".")
+        digits = f"{value:,.{2 if value >= 1000 else 4 if value >= 1 else 8}f}"
+        return digits.rstrip("0").rstrip(".")
     if isinstance(value, datetime):
         return f"{value:%H:%M:%S}"
     return "" if value is None else str(value)

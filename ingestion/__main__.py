@@ -34,7 +34,7 @@ from ingestion.errors import IngestionError, SpoolInUse, VenueRefused
 from ingestion.failover import Failover, Source
 from ingestion.following import Followed, find_feeds, resume
 from ingestion.intake import Intake, Topics
-from ingestion.operation import Operation, fetch_status, shown
+from ingestion.operation import Operation, fetch_status, format_status
 from ingestion.publisher import publisher
 from ingestion.recording import Recording
 from ingestion.recovery import SECTION, recover_tracker
@@ -293,7 +293,7 @@ def tell_status(settings: Settings) -> int:
     if status is None:
         print(f"no ingester is running with the spool {settings.spool_location}")
         return NOT_RUNNING
-    print(shown(status))
+    print(format_status(status))
     return UNHEALTHY if status["trouble"] else 0
 
 
@@ -316,8 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__, *FLAGS)
     parser.prog = "python -m ingestion"
     parser.add_argument("command", nargs="?", choices=["run", "status"], default="run", help="default: run")
-    settings, given = from_command_line(parser, argv)
-    if given.command == "status":
+    settings, options = from_command_line(parser, argv)
+    if options.command == "status":
         return tell_status(settings)
     set_up_logging(settings.log_format)
     try:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ingestion.feeds import VENUES
 from ingestion.gaps import Gap, GapTracker
-from ingestion.history import PAGE, VENUES, Venue, Wanted
+from ingestion.history import PAGE, History, Trades
 from ingestion.instruments import Instrument
 from ingestion.rest import Rest, RestBusy, RestRefused
 from ingestion.ticks import Reject, Tick
@@ -70,7 +71,7 @@ class Backfill:
         self._outlet = outlet
         self._now_ns = now_ns
         self._instrument_of = instrument_of
-        self._venue: Venue | None = VENUES.get(source)
+        self._history: History | None = VENUES[source].history if source in VENUES else None
         self._rest_url = rest_url
         self._most_trades = most_trades
         self._attempts: dict[str, _Attempt] = {}
@@ -83,12 +84,12 @@ class Backfill:
 
     async def run(self) -> None:
         """Until cancelled."""
-        if self._venue is None or self._rest_url is None:
+        if self._history is None or self._rest_url is None:
             while True:
                 await self.report()
                 await self._due()
                 await asyncio.sleep(LOOK_SECONDS)
-        async with Rest(self._rest_url, self._venue.least_seconds) as rest:
+        async with Rest(self._rest_url, self._history.least_seconds) as rest:
             filling: asyncio.Task[None] | None = None
             try:
                 while True:
@@ -96,7 +97,7 @@ class Backfill:
                     if filling is None or filling.done():
                         if filling is not None:
                             filling.result()
-                        filling = asyncio.create_task(self._fill_all(rest, self._venue))
+                        filling = asyncio.create_task(self._fill_all(rest, self._history))
                     await asyncio.sleep(LOOK_SECONDS)
             finally:
                 if filling is not None:
@@ -125,11 +126,11 @@ class Backfill:
     async def _due(self) -> list[tuple[Gap, int | None]]:
         """The gaps to ask for now. Those that it makes no sense to ask for are given up."""
         now = asyncio.get_running_loop().time()
-        found = [(gap, before) for gap, before in self._tracker.open_gaps() if gap.source == self._source]
-        known = self._attempts
-        self._attempts = {gap.gap_id: known.get(gap.gap_id, _Attempt()) for gap, _ in found}
+        gaps = [(gap, before) for gap, before in self._tracker.open_gaps() if gap.source == self._source]
+        attempts = self._attempts
+        self._attempts = {gap.gap_id: attempts.get(gap.gap_id, _Attempt()) for gap, _ in gaps}
         due = []
-        for gap, before_ns in found:
+        for gap, before_ns in gaps:
             reason = self._hopeless(gap)
             if reason is not None:
                 await self._give_up(gap, reason)
@@ -137,14 +138,14 @@ class Backfill:
                 due.append((gap, before_ns))
         return due
 
-    async def _fill_all(self, rest: Rest, venue: Venue) -> None:
+    async def _fill_all(self, rest: Rest, history: History) -> None:
         loop = asyncio.get_running_loop()
         due = await self._due()
         if loop.time() < self._not_before:
             return
         for group in _groups(due):
             try:
-                await self._fill(rest, venue, group)
+                await self._fill(rest, history, group)
                 self._busy = 0
             except RestBusy as busy:
                 wait = max(busy.wait, min(busy.wait * 2**self._busy, LONGEST_WAIT))
@@ -174,7 +175,7 @@ class Backfill:
             return "its symbol is not followed any more"
         return None
 
-    async def _fill(self, rest: Rest, venue: Venue, group: list[tuple[Gap, int | None]]) -> None:
+    async def _fill(self, rest: Rest, history: History, group: list[tuple[Gap, int | None]]) -> None:
         """Ask for gaps of one symbol that lie near each other; give up what the venue has finally shown not to have."""
         first, before_ns = group[0]
         last = group[-1][0]
@@ -182,8 +183,8 @@ class Backfill:
         assert instrument is not None
         assert first.first_missing is not None
         assert last.last_missing is not None
-        wanted = Wanted(instrument, first.first_missing, last.last_missing, before_ns, first.trade_epoch)
-        async for page in venue.pages(rest, wanted, self._now_ns):
+        trades = Trades(instrument, first.first_missing, last.last_missing, before_ns, first.trade_epoch)
+        async for page in history.pages(rest, trades, self._now_ns):
             for trade in page:
                 await self._outlet.room()
                 if self._tracker.observe_backfilled(trade, first.trade_epoch):

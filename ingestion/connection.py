@@ -55,7 +55,7 @@ class _Line:
     spoke: asyncio.Event = field(default_factory=asyncio.Event)
     due: str = ""
     """Why it should be replaced."""
-    held: bool = False
+    is_paused: bool = False
     """We do not read: its silence is ours."""
     reading: asyncio.Task[None] = field(init=False)
 
@@ -96,7 +96,7 @@ class Connection:
     @property
     def is_held(self) -> bool:
         """Whether we do not read from it, because the spool has no room."""
-        return any(line.held for line in self._lines)
+        return any(line.is_paused for line in self._lines)
 
     async def send(self, text: str) -> None:
         """Say something on every connection that is up."""
@@ -190,9 +190,9 @@ class Connection:
                 received_ns = self._clock.now_ns()
                 if self._record is not None:
                     self._record(self._feed.name, received_ns, frame)
-                line.held = True
+                line.is_paused = True
                 controls = await self._intake.frame(frame, received_ns)
-                line.held = False
+                line.is_paused = False
                 self.heard = self._intake.counts.heard = line.heard = loop.time()
                 line.spoke.set()
                 for control in controls:
@@ -254,7 +254,7 @@ class Connection:
         silence = self._feed.silence_seconds
         while not line.due:
             now = loop.time()
-            quiet = 0.0 if line.held else now - line.heard
+            quiet = 0.0 if line.is_paused else now - line.heard
             if now >= ends:
                 line.due = f"the venue cuts it after {lifetime:.0f} s"
             elif quiet >= SILENCES * silence:
@@ -274,7 +274,7 @@ class Connection:
             await asyncio.wait_for(await line.socket.ping(), PONG_SECONDS)
         except TimeoutError:
             # A pong waits behind the frames that we have not read.
-            return line.held or line.heard != heard
+            return line.is_paused or line.heard != heard
         except ConnectionClosed:
             pass
         return True

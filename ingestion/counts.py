@@ -33,12 +33,12 @@ class RejectLog:
     """Names the first few rejects of a period in the log, and counts the others by reason at its end."""
 
     def __init__(self) -> None:
-        self._named = 0
+        self._logged_rejects = 0
         self._others: Counter[str] = Counter()
 
     def add(self, reject: Reject) -> None:
-        if self._named < NAMED_AT_MOST:
-            self._named += 1
+        if self._logged_rejects < NAMED_AT_MOST:
+            self._logged_rejects += 1
             log.warning("%s: rejected a frame: %s; it began %r", reject.source, reject.reason, reject.raw[:120])
         else:
             # The words before what differs from frame to frame.
@@ -48,5 +48,5 @@ class RejectLog:
         if self._others:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self._others.most_common(5))
             log.warning("rejected %d more frames: %s", self._others.total(), reasons)
-        self._named = 0
+        self._logged_rejects = 0
         self._others.clear()

@@ -12,26 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from conf.settings import Settings
 from ingestion.connection import Connection
-from ingestion.feeds import FEEDS, Feed, coincap, named_instruments
+from ingestion.feeds import VENUES, Feed, Venue, coincap, named_instruments
 from ingestion.gaps import GapTracker
-from ingestion.history import KRAKEN_NAMES, VENUES
-from ingestion.instruments import INSTRUMENTS, NAME, Instrument
+from ingestion.instruments import NAME, QUOTES, TICKERS, Instrument
+from ingestion.pairs import Pair
 from ingestion.rest import Rest, RestBusy, RestRefused
 
 log = logging.getLogger(__name__)
 
-COINCAP_URL = "https://rest.coincap.io"
 # Two lists at a start, and then one now and then.
 LEAST_SECONDS = 1.0
-QUOTES = ("USD", "USDT")
-_KRAKEN_SYMBOLS = {name: symbol for symbol, name in KRAKEN_NAMES.items()}
-
-Pair = tuple[str, str, str]
-"""A venue's symbol, and its base and quote currency."""
 
 
 class Discovery:
@@ -48,121 +42,60 @@ class Discovery:
 
         Raises RestBusy or RestRefused, or SettingsError for an asset that is not traded.
         """
+        venue = VENUES.get(self._feed)
+        if venue is None:
+            return named_instruments(self._feed, [])
         if self._settings.discover == "named":
             assets = self._settings.assets
-            traded = INSTRUMENTS.get(self._feed, {})
-            if self._some and self._feed != "coincap":
-                assets = [asset for asset in assets if asset in traded] or assets
+            if self._some and venue.all_symbol is None:
+                assets = [asset for asset in assets if asset in venue.instruments] or assets
             return named_instruments(self._feed, assets)
-        if self._feed not in FEEDS:
-            return named_instruments(self._feed, [])
         if self._settings.discover == "all":
-            if self._feed == "coincap":
-                return named_instruments(self._feed, [coincap.ALL])
-            return _named(self._feed, await self._pairs(), {})
-        ranked = await self._ranked()
-        if self._feed == "coincap":
-            return [Instrument(slug, slug, "USD") for slug, _ in ranked]
+            if venue.all_symbol is not None:
+                return named_instruments(self._feed, [venue.all_symbol])
+            return _instruments_of(venue, await self._pairs(venue), {})
+        largest = await self._largest_assets()
+        if venue.all_symbol is not None:
+            return [Instrument(slug, slug, "USD") for slug, _ in largest]
+        names = {ticker: slug for slug, ticker in largest[::-1]}
         by_asset: dict[str, Instrument] = {}
-        for instrument in _named(self._feed, await self._pairs(), {ticker: slug for slug, ticker in ranked[::-1]}):
-            known = by_asset.get(instrument.asset)
+        for instrument in _instruments_of(venue, await self._pairs(venue), names):
+            other = by_asset.get(instrument.asset)
             # One symbol an asset: the table's own quote before others.
-            if known is None or instrument == INSTRUMENTS[self._feed].get(instrument.asset):
+            if other is None or instrument == venue.instruments.get(instrument.asset):
                 by_asset[instrument.asset] = instrument
-        return [by_asset[slug] for slug, _ in ranked if slug in by_asset]
+        return [by_asset[slug] for slug, _ in largest if slug in by_asset]
 
-    async def _ranked(self) -> list[tuple[str, str]]:
+    async def _largest_assets(self) -> list[tuple[str, str]]:
         """CoinCap's names and tickers of the largest assets, largest first."""
         key = self._settings.coincap_api_key
         bearer = None if key is None else key.get_secret_value()
-        async with Rest(self._settings.rest_urls.get("coincap", COINCAP_URL), LEAST_SECONDS, bearer) as rest:
-            answer = await rest.get("/v3/assets", {"limit": self._settings.top_assets})
-        rows = answer.get("data") if isinstance(answer, dict) else None
-        if not isinstance(rows, list):
-            raise RestBusy("/v3/assets: the answer has no list of assets")
-        found = [(row.get("id"), row.get("symbol")) for row in rows if isinstance(row, dict)]
-        return [
-            (slug, ticker)
-            for slug, ticker in found
-            if isinstance(slug, str) and isinstance(ticker, str) and NAME.fullmatch(slug)
-        ][: self._settings.top_assets]
+        async with Rest(self._settings.rest_urls.get("coincap", coincap.REST_URL), LEAST_SECONDS, bearer) as rest:
+            return await coincap.largest_assets(rest, self._settings.top_assets)
 
-    async def _pairs(self) -> list[Pair]:
-        url = self._settings.rest_urls.get(self._feed, VENUES[self._feed].url)
-        async with Rest(url, LEAST_SECONDS) as rest:
-            pairs = await PAIRS[self._feed](rest)
+    async def _pairs(self, venue: Venue) -> list[Pair]:
+        assert venue.pairs is not None, "a venue without all_symbol has them"
+        async with Rest(self._settings.rest_urls.get(venue.name, venue.rest_url), LEAST_SECONDS) as rest:
+            pairs = await venue.pairs(rest)
         return [pair for pair in pairs if pair[2] in QUOTES and NAME.fullmatch(pair[0])]
 
 
-async def binance_pairs(rest: Rest) -> list[Pair]:
-    """https://developers.binance.com: GET /api/v3/exchangeInfo."""
-    answer = await rest.get("/api/v3/exchangeInfo", {"permissions": "SPOT"})
-    rows = answer.get("symbols") if isinstance(answer, dict) else None
-    return [
-        (str(row["symbol"]), str(row["baseAsset"]), str(row["quoteAsset"]))
-        for row in _objects(rows, "symbol", "baseAsset", "quoteAsset")
-        if row.get("status") == "TRADING"
-    ]
-
-
-async def coinbase_pairs(rest: Rest) -> list[Pair]:
-    """https://docs.cdp.coinbase.com/exchange: GET /products."""
-    return [
-        (str(row["id"]), str(row["base_currency"]), str(row["quote_currency"]))
-        for row in _objects(await rest.get("/products", {}), "id", "base_currency", "quote_currency")
-        if row.get("status") == "online" and not row.get("trading_disabled")
-    ]
-
-
-async def kraken_pairs(rest: Rest) -> list[Pair]:
-    """https://docs.kraken.com: GET /0/public/AssetPairs. Its wsname is v1's: v2 says BTC for XBT and DOGE for XDG."""
-    answer = await rest.get("/0/public/AssetPairs", {})
-    result = answer.get("result") if isinstance(answer, dict) else None
-    if not isinstance(result, dict):
-        raise RestBusy("/0/public/AssetPairs: the answer has no result")
-    pairs = []
-    for row in _objects(list(result.values())):
-        base, separator, quote = str(row.get("wsname", "")).partition("/")
-        if separator and row.get("status") == "online":
-            base = _KRAKEN_SYMBOLS.get(base, base)
-            pairs.append((f"{base}/{quote}", base, quote))
-    return pairs
-
-
-PAIRS: dict[str, Callable[[Rest], Awaitable[list[Pair]]]] = {
-    "binance": binance_pairs,
-    "coinbase": coinbase_pairs,
-    "kraken": kraken_pairs,
-}
-
-
-def _objects(rows: object, *names: str) -> list[dict[str, object]]:
-    """The rows that are objects with these fields as text. Raises RestBusy where there is no list."""
-    if not isinstance(rows, list):
-        raise RestBusy("the answer has no list of pairs")
-    return [row for row in rows if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)]
-
-
-def _named(venue: str, pairs: Sequence[Pair], names: dict[str, str]) -> list[Instrument]:
+def _instruments_of(venue: Venue, pairs: Sequence[Pair], names: dict[str, str]) -> list[Instrument]:
     """Instruments with canonical names; `names` are those that tickers have elsewhere."""
     # A base currency that the table knows keeps its name in every quote.
-    bases = {
-        instrument.symbol.removesuffix(instrument.quote).rstrip("-/"): asset
-        for asset, instrument in INSTRUMENTS[venue].items()
-    }
-    taken = {asset for instruments in INSTRUMENTS.values() for asset in instruments}
-    found = []
+    bases = {TICKERS[asset]: asset for asset in venue.instruments}
+    instruments = []
     for symbol, base, quote in pairs:
         asset = bases.get(base)
         if asset is None:
             asset = names.get(base)
             # The table's own assets are those that it names, and no others.
-            if asset is None or asset in taken:
+            if asset is None or asset in TICKERS:
                 asset = base.lower()
-                asset = f"{asset}-{venue}" if asset in taken else asset
+                asset = f"{asset}-{venue.name}" if asset in TICKERS else asset
         if NAME.fullmatch(asset):
-            found.append(Instrument(asset, symbol, quote))
-    return found
+            instruments.append(Instrument(asset, symbol, quote))
+    return instruments
 
 
 class Refresh:
@@ -198,14 +131,14 @@ class Refresh:
         while True:
             await asyncio.sleep(self._seconds)
             try:
-                found = await self._discovery.find()
+                instruments = await self._discovery.find()
             except (RestBusy, RestRefused) as error:
                 log.warning("%s: the assets cannot be looked up: %s; the old ones stay", self._feed.name, error)
                 continue
-            if not found:
+            if not instruments:
                 log.warning("%s: the assets' list is empty; the old ones stay", self._feed.name)
                 continue
-            await self.follow(found)
+            await self.follow(instruments)
 
     async def follow(self, instruments: Sequence[Instrument]) -> None:
         """Subscribe to what is new and unsubscribe from what is not wanted any more; the others notice nothing."""

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from conf.settings import Settings, SettingsError
 from ingestion.discovery import Discovery
 from ingestion.errors import VenueRefused
-from ingestion.feeds import Feed, coincap, feed_of
+from ingestion.feeds import VENUES, Feed, feed_of
 from ingestion.gaps import GapTracker
-from ingestion.history import VENUES
 from ingestion.instruments import Instrument
 from ingestion.rest import RestBusy, RestRefused
 
@@ -33,7 +32,7 @@ class Followed:
     @property
     def symbols(self) -> Container[str]:
         symbols = {instrument.symbol for instrument in self.instruments}
-        return _Every() if coincap.ALL in symbols else symbols
+        return _Every() if VENUES[self.feed.name].all_symbol in symbols else symbols
 
 
 class _Every:
@@ -52,35 +51,35 @@ async def find_feeds(settings: Settings) -> list[Followed]:
     if len(set(names)) < len(names) or not set(settings.fallback_urls) <= set(settings.fallback_feeds):
         raise SettingsError("fallback_feeds and fallback_urls name other venues than feed, each once")
     key = None if settings.coincap_api_key is None else settings.coincap_api_key.get_secret_value()
-    found = []
+    sources = []
     for name in names:
         discovery = Discovery(settings, name, some=name != settings.feed)
         url = settings.url if name == settings.feed else settings.fallback_urls.get(name)
         instruments = await _find(discovery, name)
-        own = VENUES[name].url if url is None and name in VENUES else None
+        own = VENUES[name].rest_url if url is None and VENUES[name].history is not None else None
         feed = feed_of(name, instruments, url, key)
-        found.append(Followed(feed, instruments, discovery, settings.rest_urls.get(name, own)))
-    return found
+        sources.append(Followed(feed, instruments, discovery, settings.rest_urls.get(name, own)))
+    return sources
 
 
 async def _find(discovery: Discovery, name: str) -> list[Instrument]:
     while True:
         try:
-            found = await discovery.find()
+            instruments = await discovery.find()
         except RestBusy as busy:
             log.warning("%s: the assets cannot be looked up: %s; asking again in %.0f s", name, busy, busy.wait)
             await asyncio.sleep(busy.wait)
         except RestRefused as refused:
             raise VenueRefused(f"{name}: the assets cannot be looked up: {refused}") from None
         else:
-            if not found:
+            if not instruments:
                 raise SettingsError(f"discover: {name} has none of the assets that are wanted")
-            return found
+            return instruments
 
 
 def resume(tracker: GapTracker, followed: list[Followed], *, all_at_once: bool) -> None:
     """After a restart: what is not listened to any more, or not yet, has no gap; all else since its last tick."""
-    wanted = {each.feed.name: each.symbols for each in (followed if all_at_once else followed[:1])}
+    symbols = {each.feed.name: each.symbols for each in (followed if all_at_once else followed[:1])}
     for source in tracker.sources():
-        tracker.follow_only(source, wanted.get(source, ()))
+        tracker.follow_only(source, symbols.get(source, ()))
     tracker.resumed()

@@ -252,13 +252,13 @@ class GapTracker:
 
     def open_gaps(self) -> list[tuple[Gap, int | None]]:
         """Reported gaps with numbers, oldest first, each with the venue's time of the last trade before it."""
-        found = []
+        open_rows = []
         for line in self._lines.values():
             for row in line.rows.values():
                 holes = _inside(row, line.holes)
                 if holes:
-                    found.append((row, holes[0].before_ns))
-        return sorted(found, key=lambda pair: pair[0].detected_at)
+                    open_rows.append((row, holes[0].before_ns))
+        return sorted(open_rows, key=lambda pair: pair[0].detected_at)
 
     def give_up(self, gap: Gap, reason: str, now_ns: int) -> list[Gap]:
         """What is still missing of a gap is not to be had. The rows to report."""

@@ -106,8 +106,8 @@ class Operation:
         status = self._status()
         code = "503 Service Unavailable" if path == "/healthz" and status["trouble"] else "200 OK"
         start(code, [("Content-Type", "application/json")])
-        shown = {"trouble": status["trouble"]} if path == "/healthz" else status
-        return [json.dumps(shown).encode()]
+        content = {"trouble": status["trouble"]} if path == "/healthz" else status
+        return [json.dumps(content).encode()]
 
     def close(self) -> None:
         self._server.shutdown()
@@ -127,7 +127,7 @@ def fetch_status(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def shown(status: dict[str, Any]) -> str:
+def format_status(status: dict[str, Any]) -> str:
     """A status for people."""
     lines = [
         "state      " + ("; ".join(status["trouble"]) or "healthy"),

@@ -112,14 +112,14 @@ class KafkaPublisher(ABC):
 
     async def start(self) -> None:
         """Create the topics where they are absent. Waits for Kafka as long as it takes."""
-        said = 0.0
+        logged_at = 0.0
         while True:
             try:
                 await asyncio.to_thread(self._connect)
                 return
             except KafkaError as error:
-                if time.monotonic() - said > SAY_AGAIN_SECONDS:
-                    said = time.monotonic()
+                if time.monotonic() - logged_at > SAY_AGAIN_SECONDS:
+                    logged_at = time.monotonic()
                     log.warning("Kafka at %s does not answer (%s); trying until it does", self._servers, error)
             await asyncio.sleep(1.0)
 
@@ -174,15 +174,15 @@ class KafkaPublisher(ABC):
 
     async def _room(self) -> None:
         began = time.monotonic()
-        said = 0.0
+        logged_at = 0.0
         while self._waiting() >= self._limit:
             await asyncio.sleep(0.005)
             self._settle()
             waited = time.monotonic() - began
-            if waited - said > SAY_AGAIN_SECONDS / (1 if said else 10):
-                said = waited
+            if waited - logged_at > SAY_AGAIN_SECONDS / (1 if logged_at else 10):
+                logged_at = waited
                 log.warning("Kafka at %s acknowledges nothing; what comes stays in the spool", self._servers)
-        if said:
+        if logged_at:
             log.warning("Kafka acknowledges again after %.1f s", time.monotonic() - began)
 
     async def flush(self, seconds: float) -> int:

@@ -66,7 +66,7 @@ class Recording:
             self._write_lines(feed, lines)
 
     def _write_lines(self, feed: str, lines: bytearray) -> None:
-        file, written = self._open.get(feed) or (self._begin(feed), 0)
+        file, size = self._open.get(feed) or (self._begin(feed), 0)
         try:
             file.write(lines)
             # Readable so far, should we be killed.
@@ -74,12 +74,12 @@ class Recording:
         except OSError as error:
             self.left_out += lines.count(b"\n")
             log.error("the recording %s cannot be written: %s", file.name, error)
-        written += len(lines)
-        if written >= self._rotate_bytes:
+        size += len(lines)
+        if size >= self._rotate_bytes:
             file.close()
             self._open.pop(feed, None)
         else:
-            self._open[feed] = file, written
+            self._open[feed] = file, size
 
     def _begin(self, feed: str) -> gzip.GzipFile:
         moment = time.time_ns()

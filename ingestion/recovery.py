@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ingestion.feeds.fields import utc_ns
+from ingestion.fields import utc_ns
 from ingestion.gaps import Gap, GapTracker
 from ingestion.intake import Topics
 from ingestion.spool import Spool

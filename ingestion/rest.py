@@ -14,8 +14,8 @@ from typing import Self
 
 import httpx
 
+from ingestion import fields
 from ingestion.errors import LONGEST_RETRY_AFTER
-from ingestion.feeds import fields
 
 # It would log every request with its query.
 logging.getLogger("httpx").setLevel(logging.WARNING)

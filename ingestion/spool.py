@@ -188,10 +188,10 @@ class Spool:
     def _new_segment(self, base: int, sequence: int) -> tuple[int, Segment]:
         return new_segment(self.folder, Head(base, sequence, self.producer))
 
-    def _add(self, made: tuple[int, Segment]) -> None:
+    def _add(self, opened: tuple[int, Segment]) -> None:
         if self._file >= 0:
             os.close(self._file)
-        self._file, segment = made
+        self._file, segment = opened
         self._segments.append(segment)
         self._stored += segment.size
 
@@ -218,14 +218,14 @@ class Spool:
         if len(self._buffer) < BUFFER_BYTES and not self.is_full:
             return
         loop = asyncio.get_running_loop()
-        began, said = loop.time(), 0.0
+        began, logged_at = loop.time(), 0.0
         while len(self._buffer) >= BUFFER_BYTES or self.is_full:
-            if self.is_full and (not said or loop.time() - said > SAY_AGAIN_SECONDS):
-                said = loop.time()
+            if self.is_full and (not logged_at or loop.time() - logged_at > SAY_AGAIN_SECONDS):
+                logged_at = loop.time()
                 why = "its disk is full" if self.disk_is_full else f"it may hold {self._max_bytes} bytes"
                 log.warning("the spool is full: %s; reading from the venue pauses", why)
             await asyncio.sleep(0.01)
-        if said:
+        if logged_at:
             log.warning("the spool has room again after %.1f s; reading goes on", loop.time() - began)
 
     async def run(self) -> None:
@@ -245,7 +245,7 @@ class Spool:
         position, sequence = self.end, self.sequence
         self._writing = len(group)
         last = self._segments[-1]
-        said = False
+        is_logged = False
         while True:
             try:
                 await asyncio.to_thread(write_durably, self._file, group, last.size)
@@ -254,7 +254,7 @@ class Spool:
                 self._signal(position, since)
                 break
             except OSError as error:
-                said = await self._wait_for_disk(error, said)
+                is_logged = await self._wait_for_disk(error, is_logged)
                 last = await self._make_room(last)
         self._durable_sequence = sequence
         while last.size >= self._segment_bytes:
@@ -262,8 +262,8 @@ class Spool:
                 self._add(await asyncio.to_thread(self._new_segment, position, sequence))
                 break
             except OSError as error:
-                said = await self._wait_for_disk(error, said)
-        if said:
+                is_logged = await self._wait_for_disk(error, is_logged)
+        if is_logged:
             self.disk_is_full = False
             log.warning("spool: the disk has room again")
         self._forget_segments()
@@ -280,10 +280,10 @@ class Spool:
             self._forget_segments()
         return self._segments[-1]
 
-    async def _wait_for_disk(self, error: OSError, said: bool) -> bool:
+    async def _wait_for_disk(self, error: OSError, is_logged: bool) -> bool:
         if error.errno not in _FULL:
             raise SpoolFailed(f"the spool {self.folder} cannot be written: {error}") from error
-        if not said:
+        if not is_logged:
             log.error("spool: no room on the disk of %s; trying until there is", self.folder)
         self.disk_is_full = True
         await asyncio.sleep(RETRY_SECONDS)
@@ -349,9 +349,9 @@ class Spool:
     def _read_chunk(self, at_most: int | None = None) -> tuple[list[Record], int, int]:
         left = self._read_segment.size - self._offset
         for size in (min(left, READ_BYTES), left):
-            found = parse(os.pread(self._read_file, size, self._offset), at_most)
-            if found[1]:
-                return found
+            records = parse(os.pread(self._read_file, size, self._offset), at_most)
+            if records[1]:
+                return records
         raise SpoolDamaged(
             f"{self._read_segment.path} is damaged at byte {self._offset}; move it away to go on without its records"
         )
@@ -361,8 +361,8 @@ class Spool:
         for segment in tuple(self._segments):
             if segment.end <= position:
                 continue
-            found, _, _ = parse(segment.path.read_bytes()[HEAD_BYTES : segment.size])
-            yield from found[max(0, position - segment.base) :]
+            records, _, _ = parse(segment.path.read_bytes()[HEAD_BYTES : segment.size])
+            yield from records[max(0, position - segment.base) :]
 
     # Forgetting
 
@@ -396,9 +396,9 @@ class Spool:
                 if self.position < self._read_segment.end:
                     return
                 self._open(self._segments[1])
-            gone = self._segments.popleft()
-            gone.path.unlink()
-            self._stored -= gone.size
+            segment = self._segments.popleft()
+            segment.path.unlink()
+            self._stored -= segment.size
 
     def close(self) -> None:
         """Let go of the files. What `run` has not made durable is lost."""

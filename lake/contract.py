@@ -1,8 +1,8 @@
-"""The contract of a tick: which record is one, what its fields mean, and how ticks are told apart and ordered.
+"""The contract of a tick: which records are ticks, what their fields mean, how ticks are identified and ordered.
 
-Pure data and small pure functions. Two readers keep to it: lake/silver/judge.py (one record, plain Python) and
-lake/silver/read.py (many records, Arrow). A pattern is for the whole of a text, in the syntax of RE2 and of
-Python.
+Pure data and small pure functions. Two readers follow it: lake/silver/judge.py (one record, plain Python) and
+lake/silver/read.py (many records, Arrow). A pattern must match a whole text, and uses only
+syntax that RE2 and Python share.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from lake.times import to_micros
 
 RECORD = ("key", "value", "topic", "partition", "offset", "kafka_timestamp")
-"""A Kafka record's columns. Readers of records want `ingested_at` too: when bronze took the record."""
+"""A Kafka record's columns. Readers also need `ingested_at`: when bronze took the record."""
 
 # The message's fields, in the order in which the suite's own ingester writes them.
 FIELDS = (
@@ -23,55 +23,55 @@ FIELDS = (
 )
 # Without these three a record says nothing about a price.
 REQUIRED = ("timestamp", "asset", "price_usd")
-# Text or null. price_usd is neither here nor below: it may also be a JSON number, of which the digits are kept.
+# Text or null. price_usd is in neither list: it may also be a JSON number, whose digits we keep.
 STRINGS = ("timestamp", "asset", "quote", "source", "symbol", "event_time", "quantity", "producer")
-# A JSON integer or null. 1.0 and "1" are of the wrong type: a venue that writes them means something else.
+# A JSON integer or null. 1.0 and "1" have the wrong type: a venue that writes them means something else.
 INTEGERS = ("trade_id", "trade_epoch", "sequence")
 # They become parts of keys, paths and SQL literals, so each must match NAME.
 NAMES = ("asset", "quote", "source", "symbol", "producer")
 
-# What a field means that is absent or null. A symbol that is absent is the asset's own name.
+# The values of absent or null fields. An absent symbol is the asset's name.
 DEFAULT_SOURCE = "unknown"
 DEFAULT_QUOTE = "USD"
 DEFAULT_TRADE_EPOCH = 0
 
-# Limits of length come before every pattern, so that no text costs more than its length to refuse.
+# Length limits are checked before patterns, so that refusing a text takes at most linear time.
 VALUE_BYTES = 1 << 20
 """A longer value is no JSON object (rule json). A tick takes 300 bytes, and Kafka itself refuses more than 1 MB."""
 NESTING = 64
-"""A JSON value nested deeper is refused (rule json): how deep Python's parser gets depends on who calls it."""
+"""A JSON value nested deeper is refused (rule json): the depth that Python's parser allows depends on its caller."""
 NAME_LENGTH = 64
 NUMBER_LENGTH = 128
-"""Characters of a price or quantity. DECIMAL(28,12) needs 29; the rest is room for zeros that mean nothing."""
+"""Characters of a price or quantity. DECIMAL(28,12) needs 29; the rest allows for redundant zeros."""
 TIME_LENGTH = 40
 QUOTED_LENGTH = 64
 """Characters of a field that a reason quotes."""
 REASON_LENGTH = 1_024
-"""Characters that are kept of a reason that somebody else gives: a feed of its reject, a report of its gap."""
+"""Characters kept of a reason from outside: a feed's for a reject, a report's for a gap."""
 
 # No colon, quote, space or backslash: a name can stand in a key, a path and a literal as it is.
 NAME = rf"[A-Za-z0-9/._-]{{1,{NAME_LENGTH}}}"
 # ISO-8601 with a zone, to the microsecond that the tables keep. Hours, minutes and offsets are bounded here, since
-# parsers do not agree about 24:00, second 60 or an offset beyond 18 hours. Whether the day exists is the parser's say.
+# parsers disagree about 24:00, second 60 or an offset beyond 18 hours. The parser checks whether the day exists.
 TIME = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?"
     r"(?:Z|[+-](?:(?:0[0-9]|1[0-7]):[0-5][0-9]|18:00))"
 )
 # A number of at least 0. A minus is refused even before a zero. An exponent has at most three digits, so that the
-# number can be written out. No two parts can take the same digit, so a match never goes back.
+# number can be written out. No two parts can match the same digit, so the match never backtracks.
 NUMBER = r"\+?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 # Both forms of the ingester: source:symbol:trade_epoch:first_missing, and source:symbol:time.
 GAP_ID = r"[A-Za-z0-9/._:-]{1,256}"
 GAP_STATUSES = ("open", "filled", "unfillable")
 
 DECIMALS = 12
-"""Significant decimals of a price or quantity (rule precision): DECIMAL(28,12) keeps them; a cast would round more."""
+"""Significant decimals of a price or quantity (rule precision): a cast to DECIMAL(28,12) would round more."""
 INTEGER_DIGITS = 16
-"""Digits before the point of a price or quantity (rule range): what DECIMAL(28,12) has room for."""
+"""Digits before the point of a price or quantity (rule range), as in DECIMAL(28,12)."""
 NOTIONAL_DIGITS = 20
 """Digits before the point of price * quantity, rounded half up to NOTIONAL_DECIMALS (rule range)."""
 NOTIONAL_DECIMALS = 18
-"""Together DECIMAL(38,18). Rounding counts: 10^20 - 10^-24 would become 10^20, which has no room there."""
+"""Together DECIMAL(38,18). The limit holds after rounding: 10^20 - 10^-24 becomes 10^20, which does not fit."""
 ID_LIMIT = 10**18
 """trade_id, trade_epoch and sequence are from 0 to below it (rule range), so ids and their differences fit BIGINT."""
 
@@ -79,11 +79,11 @@ EARLIEST = 0
 TIME_LIMIT = to_micros(datetime(3000, 1, 1, tzinfo=UTC))
 """Times are from EARLIEST to before TIME_LIMIT, in microseconds since 1970 in UTC (rules timestamp, event_time).
 
-No venue means another time, readers of Parquet do not agree about times before 1900, and a far future breaks windows.
+No venue sends other times, Parquet readers disagree about times before 1900, and a far future breaks windows.
 """
 
 TICK_ORDER = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
-"""The order of one instrument's ticks, nulls first: open is the first, close the last. Hundreds share a millisecond."""
+"""The order of one instrument's ticks, nulls first: open is the first, close the last. Many share a millisecond."""
 CURRENT_ORDER = ("known_at", "event_time", "source", "trade_id", "producer", "sequence", "event_id")
 """The order of an asset's ticks over all venues, nulls first; known_at is the earlier of event_time and received_at."""
 
@@ -93,16 +93,16 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class TickRules:
-    """The settings that decide what a record is."""
+    """The settings that decide how a record is classified."""
 
     rejects_topic: str
     gaps_topic: str
     future_tolerance_seconds: float
-    """An event_time further ahead of its receipt is not believed: the tick is_future."""
+    """A tick whose event_time is further ahead of its receipt is_future: gold uses the receipt instead."""
     receipt_tolerance_seconds: float = 86_400.0
-    """A timestamp further ahead of the time at which bronze took the record is wrong (rule timestamp).
+    """A timestamp further ahead of bronze's own time for the record is wrong (rule timestamp).
 
-    How far it lies behind does not matter: a spool may wait for days.
+    It may lie any time behind: a spool may wait for days.
     """
 
     @property
@@ -126,9 +126,9 @@ def event_id(
     sequence: int | None,
     place: tuple[str, int, int],
 ) -> str:
-    """The same tick always gets the same id: the venue's number, else the ingester's, else its place.
+    """A tick's id, the same for each delivery: by the venue's number, else the ingester's, else its place in Kafka.
 
-    place is topic, partition and offset. A name has no colon, so ids of one kind are equal only if all their parts are.
+    place is topic, partition and offset. Names contain no colon, so ids of one kind are equal only if all parts are.
     """
     if trade_id is not None:
         return f"{source}:{symbol}:{trade_epoch}:{trade_id}"
@@ -139,10 +139,10 @@ def event_id(
 
 
 def gold_time(event_time: int, received_at: int, is_future: bool) -> int:
-    """The time that gold's windows go by: the venue's, or the receipt where the venue's clock runs ahead."""
+    """The time that places a tick in gold's windows: the venue's, or the receipt where the venue's clock runs ahead."""
     return received_at if is_future else event_time
 
 
 def feeds(gold_symbols: Mapping[str, str], pair: Pair, symbol: str) -> bool:
-    """Whether a symbol's ticks feed gold: for a source:asset that `gold_symbols` names, only that symbol's do."""
+    """Whether a symbol's ticks feed gold. For a source:asset in `gold_symbols` only the symbol named there does."""
     return gold_symbols.get(":".join(pair), symbol) == symbol

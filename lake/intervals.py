@@ -12,14 +12,14 @@ Interval = tuple[int, int]
 
 
 def add_interval(intervals: Sequence[Interval], added: Interval) -> tuple[Interval, ...]:
-    """The ids of `intervals` and those of `added`."""
+    """The union of `intervals` and `added`."""
     return add_intervals(intervals, (added,))
 
 
 def add_intervals(intervals: Sequence[Interval], added: Iterable[Interval]) -> tuple[Interval, ...]:
-    """The ids of `intervals` and those of all `added`, which may be in any order, and overlap.
+    """The union of `intervals` and all of `added`, which may overlap and come in any order.
 
-    Only what lies between the lowest and the highest added id is merged; the rest is copied as it is.
+    Only intervals between the lowest and the highest added id are merged; the rest is copied.
     """
     added = list(added)
     if not added:
@@ -37,7 +37,7 @@ def add_intervals(intervals: Sequence[Interval], added: Iterable[Interval]) -> t
 
 
 def overlapping(intervals: Sequence[Interval], window: Interval) -> Sequence[Interval]:
-    """Those of the intervals that share an id with the window, whole."""
+    """The intervals that share an id with the window, uncut."""
     start = bisect_left(intervals, window[0], key=_last)
     return intervals[start : bisect_right(intervals, window[1], start, key=_first)]
 
@@ -48,15 +48,15 @@ def overlaps(intervals: Sequence[Interval], window: Interval) -> bool:
     return at < len(intervals) and intervals[at][0] <= window[1]
 
 
-def minus(intervals: Iterable[Interval], taken: Sequence[Interval]) -> list[Interval]:
-    """The ids of `intervals` that `taken` lacks. Both are sorted and disjoint, and may be adjacent."""
+def minus(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """The ids of `intervals` that `others` lacks. Both are sorted and disjoint, and may be adjacent."""
     left: list[Interval] = []
     at = 0
     for first, last in intervals:
-        while at < len(taken) and taken[at][1] < first:
+        while at < len(others) and others[at][1] < first:
             at += 1
-        while at < len(taken) and taken[at][0] <= last:
-            low, high = taken[at]
+        while at < len(others) and others[at][0] <= last:
+            low, high = others[at]
             if low > first:
                 left.append((first, low - 1))
             first = high + 1
@@ -70,7 +70,7 @@ def minus(intervals: Iterable[Interval], taken: Sequence[Interval]) -> list[Inte
 
 
 def common(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """The ids that both have, in pieces that cross no end of either. Both are as in `minus`."""
+    """The ids that both have, split at the ends of either's intervals. Both are as in `minus`."""
     both: list[Interval] = []
     at = 0
     for first, last in intervals:
@@ -92,20 +92,20 @@ def holes(seen: Sequence[Interval], known: Sequence[Interval]) -> list[Interval]
 
 
 def holes_within(seen: Sequence[Interval], known: Sequence[Interval], window: Interval) -> list[Interval]:
-    """Those missing ids of `holes(seen, known)` that the window has.
+    """The missing ids of `holes(seen, known)` within the window.
 
-    It looks only at what overlaps the window, and finds that by bisection.
+    It reads only intervals near the window, found by bisection.
     """
     first, last = window
-    found: list[Interval] = []
-    # The hole before an interval that ends before the window is not in the window; before the first one there is none.
+    missing: list[Interval] = []
+    # Skip holes before the window. There is no hole before the first interval.
     for right in range(max(1, bisect_left(seen, first, key=_last)), len(seen)):
         hole = (max(first, seen[right - 1][1] + 1), min(last, seen[right][0] - 1))
         if hole[0] > last:
             break
         if hole[0] <= hole[1]:
-            found += minus([hole], overlapping(known, hole))
-    return found
+            missing += minus([hole], overlapping(known, hole))
+    return missing
 
 
 def _first(interval: Interval) -> int:

@@ -1,7 +1,7 @@
-"""The lake's tables for people, tests and notebooks: DuckDB's SQL over Delta files, without Spark.
+"""Read the lake's tables without Spark, from notebooks, tests and scripts: DuckDB's SQL over Delta files.
 
-Tables are named as in the lake, for example gold.price_1m; so is the view gold.top_movers. A read sees each table as of
-its newest commit.
+Tables are named as in the lake, for example gold.price_1m; so is the view gold.top_movers. A read sees each
+table's newest version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lake.tables import GOLD_PRICE_1M, GOLD_TOP_MOVERS, TABLES, TOP_MOVERS, Tabl
 
 
 class NoSuchTable(LookupError):
-    """The lake does not hold the table: nothing has written it yet, or the root is another one."""
+    """The lake has no such table: nothing has written it yet, or the root is wrong."""
 
 
 def open_table(root: str, table: Table) -> DeltaTable:
@@ -28,7 +28,7 @@ def open_table(root: str, table: Table) -> DeltaTable:
 
 
 def query(root: str, sql: str) -> pa.Table:
-    """The rows that a SELECT over tables of the lake gives, times in UTC. Raises NoSuchTable."""
+    """The result of a SELECT over the lake's tables, times in UTC. Raises NoSuchTable."""
     sql = sql.replace(GOLD_TOP_MOVERS, f"({TOP_MOVERS.format(GOLD_PRICE_1M.qualified_name)})")
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
@@ -42,7 +42,7 @@ def query(root: str, sql: str) -> pa.Table:
 
 
 def read(root: str, table: Table, where: str = "true") -> pa.Table:
-    """A table's rows that fulfil a condition in SQL. Raises NoSuchTable."""
+    """A table's rows that satisfy an SQL condition. Raises NoSuchTable."""
     return query(root, f"SELECT * FROM {table.qualified_name} WHERE {where}")
 
 

@@ -15,7 +15,7 @@ from lake.times import BUCKET_SECONDS
 
 @dataclass(frozen=True)
 class AlertRule:
-    """An episode opens at a change above threshold_pct (a decimal) within window_seconds, and not in the cooldown."""
+    """An episode opens at a change above threshold_pct within window_seconds, except during the cooldown."""
 
     threshold_pct: Decimal = Decimal(2)
     window_seconds: int = 10
@@ -27,13 +27,13 @@ class AlertRule:
 
     @property
     def reach(self) -> int:
-        """So many buckets before its own a tick's window reaches into."""
+        """How many earlier buckets a tick's window reaches into."""
         return -(-self.window_seconds // BUCKET_SECONDS)
 
 
 @dataclass(frozen=True)
 class GoldRules:
-    """Those of gold. symbols: by `source:asset` the one symbol that feeds gold; other pairs: every symbol does."""
+    """Rules of gold. symbols: `source:asset` -> the only symbol that feeds gold; of other pairs every symbol does."""
 
     symbols: Mapping[str, str] = field(default_factory=dict)
     future_tolerance_seconds: float = 5.0
@@ -46,7 +46,7 @@ class GoldRules:
 
 
 def tick_rules(settings: Settings) -> TickRules:
-    """Those of a tick."""
+    """The rules of a tick, from the settings."""
     return TickRules(
         rejects_topic=settings.rejects_topic,
         gaps_topic=settings.gaps_topic,
@@ -56,12 +56,12 @@ def tick_rules(settings: Settings) -> TickRules:
 
 
 def gold_rules(settings: Settings) -> GoldRules:
-    """Those of gold."""
+    """The rules of gold, from the settings."""
     alerts = AlertRule(settings.alert_threshold_pct, settings.alert_window_seconds, settings.alert_cooldown_seconds)
     return GoldRules(settings.gold_symbols, settings.future_tolerance_seconds, settings.volatility_seconds, alerts)
 
 
-# The property of silver.ticks that says by which settings the tables were made.
+# The property of silver.ticks that records the settings that made the tables.
 PROPERTY = "tickhouse.settings"
 DECIDING = (
     *("future_tolerance_seconds", "receipt_tolerance_seconds", "gold_symbols", "volatility_seconds"),
@@ -75,6 +75,6 @@ def deciding(settings: Settings) -> str:
 
 
 def differences(stored: str, settings: Settings) -> list[str]:
-    """Which settings are others than those that the tables were made by, in words."""
+    """The settings that differ from those that made the tables, in words."""
     before, now = json.loads(stored), json.loads(deciding(settings))
     return [f"{name} was {before.get(name)}, is {now[name]}" for name in DECIDING if before.get(name) != now[name]]

@@ -1,6 +1,6 @@
 """Every table of the lake: its columns with type, meaning and nullability, its key, its partitions.
 
-This is the one place where a column's type is written. Tables are Delta tables at ROOT/DATABASE/NAME; times are UTC
+Column types are defined only here. Tables are Delta tables at ROOT/DATABASE/NAME; times are UTC
 with microseconds; prices and quantities are DECIMAL(28,12) in the quote currency, where USDT counts as USD.
 """
 
@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 
-# Of the tables' columns, their meaning, and the rules by which rows are made; batch/migrate.py takes a lake forward.
+# The version of the columns, their meaning, and the rules that make rows. batch/migrate.py upgrades an older lake.
 # 1: the first. 2: gold.price_5s, volume_sum; ids, times and receipts in stated ranges (lake.contract).
 VERSION = 2
 PRICE = "DECIMAL(28,12)"
 _MICROSECOND = timedelta(microseconds=1)
-# First by gold time, then by what the venue and the ingester number: a total order of one instrument's ticks.
+# By gold time, then by the venue's and the ingester's numbers: a total order of one instrument's ticks.
 TICK_ORDER = (
     "STRUCT<gold_time: TIMESTAMP, trade_epoch: BIGINT, trade_id: BIGINT, producer: STRING, sequence: BIGINT, "
     "event_id: STRING>"
 )
-# Newest over all venues of an asset.
+# Orders an asset's ticks over all venues; the last is the newest.
 CURRENT_ORDER = (
     "STRUCT<known_at: TIMESTAMP, event_time: TIMESTAMP, source: STRING, trade_id: BIGINT, producer: STRING, "
     "sequence: BIGINT, event_id: STRING>"
@@ -48,15 +48,15 @@ class Table:
     key: tuple[str, ...]
     columns: tuple[Column, ...]
     partitioned_by: tuple[str, ...] = ()
-    # Columns with file statistics, which is what reads and merges are pruned by; others would cost time at each write.
+    # Columns with file statistics, which prune reads and merges. Statistics of more columns would slow each write.
     statistics: tuple[str, ...] = ()
-    # The program that writes it; `streamed`: with each micro-batch, by the lake's one writer.
+    # The program that writes it. `streamed`: the lake's one writer does, with each micro-batch.
     owner: str = "streaming/ticks.py"
     kind: Literal["streamed", "batch"] = "streamed"
-    # Rows that change: a span of `file_time` is in one file, and a file has whole spans. None: all rows are one span.
+    # For rows that change: a span of `file_time` lies in one file, and a file has whole spans. None: one span has all.
     file_time: str = ""
     file_span: timedelta | None = None
-    # How long a row's window is, where it is always the same.
+    # The length of a row's window, if it is fixed.
     window: timedelta | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
 
@@ -78,23 +78,23 @@ class Table:
         return ", ".join(f"{column.name} {column.type}" for column in self.columns if column.name in names)
 
     def span(self, micros: int) -> int:
-        """The number of the span that a row of this time is of; microseconds since 1970."""
+        """The number of the span of a row with this time, in microseconds since 1970."""
         return 0 if self.file_span is None else micros // self.span_micros
 
     @property
     def span_micros(self) -> int:
-        """How long a span is, in microseconds."""
+        """The length of a span, in microseconds."""
         assert self.file_span is not None, f"{self.qualified_name} is one span"
         return self.file_span // _MICROSECOND
 
     @property
     def window_micros(self) -> int:
-        """How long a row's window is, in microseconds."""
+        """The length of a row's window, in microseconds."""
         assert self.window is not None, f"{self.qualified_name} has no windows"
         return self.window // _MICROSECOND
 
     def path(self, root: str) -> str:
-        """Where the table is under a lake's root."""
+        """The table's URL in the lake at root."""
         return f"{root}/{self.database}/{self.name}"
 
 
@@ -199,7 +199,7 @@ SILVER_GAPS = Table(
 
 
 def _prices(name: str, period: str, window: timedelta) -> Table:
-    """gold.price_1m, or one like it of other windows."""
+    """gold.price_1m, or the same table for another window."""
     return Table(
         "gold",
         name,
@@ -251,13 +251,13 @@ def _prices(name: str, period: str, window: timedelta) -> Table:
     )
 
 
-# The mergeable state of gold: what is derived from ticks is derived from these rows.
+# The mergeable state of gold: all other prices are derived from these rows.
 GOLD_PRICE_5S = _prices("price_5s", "five seconds", timedelta(seconds=5))
 GOLD_PRICE_1M = _prices("price_1m", "minute", timedelta(minutes=1))
 GOLD_PRICE_5M = _prices("price_5m", "five minutes", timedelta(minutes=5))
 GOLD_PRICE_1H = _prices("price_1h", "hour", timedelta(hours=1))
 GOLD_PRICE_1D = _prices("price_1d", "day", timedelta(days=1))
-# Each from the one before it; from the minute on seconds later than the micro-batch.
+# Each is derived from the one before it; those after the minute follow seconds after the micro-batch.
 GOLD_PRICES = (GOLD_PRICE_5S, GOLD_PRICE_1M, GOLD_PRICE_5M, GOLD_PRICE_1H, GOLD_PRICE_1D)
 
 GOLD_ROLLING_PRICE = Table(
@@ -351,7 +351,7 @@ QUALITY_RESULTS = Table(
     ),
 )
 
-# gold.top_movers, a view: the assets of each minute by how much they moved. {} stands for gold.price_1m.
+# gold.top_movers, a view: each minute's assets, ranked by price change. {} stands for gold.price_1m.
 GOLD_TOP_MOVERS = "gold.top_movers"
 TOP_MOVERS = """
 SELECT window_start,

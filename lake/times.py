@@ -1,4 +1,4 @@
-"""Times as the lake counts them: microseconds since 1970 in UTC, and buckets of five seconds."""
+"""The lake's time units: microseconds since 1970 in UTC, and buckets of five seconds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 BUCKET_SECONDS = 5
 BUCKET = BUCKET_SECONDS * SECOND
-"""Gold's smallest window, of which all others are merges."""
+"""Gold's smallest window; all others are merged from it."""
 
 Range = tuple[int, int]
-"""Times from one to before another, in microseconds since 1970."""
+"""(begin, end): times from begin to before end, in microseconds since 1970."""
 
 
 def to_time(micros: int) -> datetime:
@@ -28,7 +28,7 @@ def to_micros(time: datetime) -> int:
 
 
 def bucket_of(micros: int) -> int:
-    """The number of the bucket that a time lies in."""
+    """The number of the bucket that contains a time."""
     return micros // BUCKET
 
 

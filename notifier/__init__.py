@@ -1,1 +1,1 @@
-"""Tells people of alerts: from Kafka to a webhook and by e-mail. No Spark, no tables."""
+"""Sends alerts from Kafka to a webhook and by e-mail. No Spark, no tables."""

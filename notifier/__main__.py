@@ -1,12 +1,12 @@
-"""From Kafka's topic of alerts to people: `TICKHOUSE_WEBHOOK_URL=https://... python -m notifier`
+"""Send Kafka's alerts by webhook and e-mail: `TICKHOUSE_WEBHOOK_URL=https://... python -m notifier`
 
-Each alert is told of once, when its episode opens, by HTTP POST (webhook_url), by e-mail (smtp_host, smtp_from,
-smtp_to), or both; not if it is older than alert_stale_seconds. What fails is tried again until then. A second time is
-told only what was sent just before a crash, or taken without an answer. The webhook's address and smtp_password come
-from the environment or the file of settings, never from a flag. Runs until SIGINT or SIGTERM; a second signal ends it
-at once.
+The notifier sends each alert once, when its episode opens, by HTTP POST (webhook_url), by e-mail (smtp_host, smtp_from,
+smtp_to), or both. It retries until the alert is older than alert_stale_seconds, and sends no older alert. It may send
+an alert twice only after a crash just after sending, or if the receiver's answer is lost. The webhook's address and
+smtp_password come from the environment or the settings file, never from a flag. The notifier runs until SIGINT or
+SIGTERM; a second signal ends it at once.
 
-Exit codes: 0 stopped; 1 an error that is none of the outside's; 2 wrong settings, or nobody to tell.
+Exit codes: 0 stopped by a signal; 1 an internal error; 2 wrong settings, or no channel.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from types import FrameType
 from conf.logs import set_up_logging
 from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, from_command_line
 from notifier.channels import channels
-from notifier.notifying import Notifying
-from notifier.told import Told
+from notifier.delivery import Delivery
+from notifier.sent_alerts import SentAlerts
 
 log = logging.getLogger("notifier")
 
@@ -39,12 +39,12 @@ FLAGS = (
 
 
 def notify(settings: Settings) -> int:
-    """The exit code. Raises SettingsError."""
+    """Run until a signal, and return the exit code. Raises SettingsError."""
     ways = channels(settings)
     stop = _stop_on_signal()
     with _own_folder(settings.state_dir / "notifier" / settings.alerts_topic) as folder:
         try:
-            parts = [Notifying(settings, way, Told(folder / f"{way.name}.ids"), stop) for way in ways]
+            parts = [Delivery(settings, way, SentAlerts(folder / f"{way.name}.ids"), stop) for way in ways]
         except OSError as error:
             raise SettingsError(f"state_dir: {error}") from error
         log.info("telling of %s by %s", settings.alerts_topic, " and ".join(way.name for way in ways))

@@ -1,4 +1,4 @@
-"""What a record of topic `alerts` says: a row of gold.alerts as JSON."""
+"""Read a record of topic `alerts`: a row of gold.alerts as JSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 
 
 class NotAnAlert(ValueError):
-    """A record that nobody can be told of; the message says why."""
+    """The record is not a valid alert; the message says why."""
 
 
 @dataclass(frozen=True)
 class Alert:
-    """What a notification needs, and the JSON as it came."""
+    """The fields that a notification needs, and the original JSON."""
 
     alert_id: str
     source: str

@@ -1,7 +1,7 @@
-"""The ways to tell somebody: an HTTP POST, and e-mail.
+"""The channels: HTTP POST and e-mail.
 
-What fails is told as one of two kinds: NotNow, where another attempt may help, and Refused, where it does not. Neither
-says an address, a password or what the other side wrote: an address may hold a key.
+A failed attempt raises NotNow if a retry may help, else Refused. Their messages contain no address, password or text
+from the other side: an address may contain a key.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from notifier.alerts import Alert
 
 TIMEOUT_SECONDS = 10.0
-# What HTTP says of a request that would do at another time: timeout, too early, too many.
+# HTTP statuses that allow a retry: timeout, too early, too many requests.
 AGAIN = (408, 425, 429)
 
 
 class NotNow(Exception):
-    """Not told; perhaps `wait` seconds later, or sooner than that if it does not say so."""
+    """The attempt failed; a retry may help. wait: the least seconds before it, if the other side gave any."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -36,31 +36,31 @@ class NotNow(Exception):
 
 
 class Refused(Exception):
-    """The same notification will be refused again."""
+    """The other side refuses the notification for good."""
 
 
 class Channel(Protocol):
-    """A way to tell somebody."""
+    """A way to send alerts."""
 
     @property
     def name(self) -> str: ...
 
     def send(self, alert: Alert) -> None:
-        """Returns when the other side has taken it. Raises NotNow or Refused."""
+        """Send an alert; returns once the other side has accepted it. Raises NotNow or Refused."""
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
 
 
 class Webhook:
-    """The row's JSON, as it came, in an HTTP POST; any 2xx is thanks."""
+    """POSTs the alert's original JSON; any 2xx status means accepted."""
 
     name = "webhook"
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = httpx.Client(
-            # What is on this machine is not behind the environment's proxy.
+            # Do not use the environment's proxy for this machine.
             mounts={"all://127.0.0.1": None},
             timeout=TIMEOUT_SECONDS,
             headers={"Content-Type": "application/json"},
@@ -69,7 +69,7 @@ class Webhook:
 
     def send(self, alert: Alert) -> None:
         try:
-            # A stream, because nobody reads the body of the answer, however long it is.
+            # A stream: we do not read the answer's body, which may be long.
             with self._client.stream("POST", self._url, content=alert.json) as answer:
                 status, retry_after = answer.status_code, answer.headers.get("Retry-After", "")
         except httpx.InvalidURL:
@@ -86,12 +86,12 @@ class Webhook:
 
 
 class Email:
-    """A short message, with the row's JSON below it, in a connection of its own."""
+    """Sends a short message with the alert's JSON below it, in a connection per message."""
 
     name = "email"
 
     def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError where the settings do not make a message."""
+        """Raises SettingsError if the settings are incomplete or contradictory."""
         if not (settings.smtp_host and settings.smtp_from and settings.smtp_to):
             raise SettingsError("smtp_host, smtp_from and smtp_to: e-mail needs all three")
         if (settings.smtp_user is None) != (settings.smtp_password is None):
@@ -104,7 +104,7 @@ class Email:
         self._user, self._password = settings.smtp_user, settings.smtp_password
 
     def send(self, alert: Alert) -> None:
-        taken = False
+        is_accepted = False
         try:
             with self._connected() as server:
                 if self._tls == "starttls":
@@ -112,11 +112,11 @@ class Email:
                 if self._user is not None and self._password is not None:
                     server.login(self._user, self._password.get_secret_value())
                 server.send_message(self.message(alert), self._from, self._to)
-                taken = True
+                is_accepted = True
         except (smtplib.SMTPException, OSError) as error:
-            # A server that has taken the message and then forgets its manners has taken it.
-            if not taken:
-                raise _told(error) from None
+            # The server accepted the message: an error after that changes nothing.
+            if not is_accepted:
+                raise _failure_of(error) from None
 
     def _connected(self) -> smtplib.SMTP:
         host, port = self._address
@@ -125,7 +125,7 @@ class Email:
         return smtplib.SMTP(host, port, timeout=TIMEOUT_SECONDS)
 
     def message(self, alert: Alert) -> EmailMessage:
-        """The same alert has the same Message-ID, by which a mail program may know a repeat."""
+        """The message. Its Message-ID depends only on the alert, so a mail program can recognise a repeat."""
         message = EmailMessage()
         message["Subject"] = f"{alert.asset} {alert.direction} {alert.change_pct:.2f} % at {alert.source}"
         message["From"] = self._from
@@ -141,11 +141,11 @@ class Email:
         return message
 
     def close(self) -> None:
-        """There is nothing open between two messages."""
+        """No connection stays open between messages."""
 
 
-def _told(error: Exception) -> NotNow | Refused:
-    """SMTP's own rule: 4xx may pass, 5xx does not."""
+def _failure_of(error: Exception) -> NotNow | Refused:
+    """Classify by SMTP's rule: 4xx is temporary, 5xx is permanent."""
     codes = []
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         codes = [code for code, _ in error.recipients.values()]
@@ -157,15 +157,15 @@ def _told(error: Exception) -> NotNow | Refused:
 
 
 def channels(settings: Settings) -> list[Channel]:
-    """Those that are configured. Raises SettingsError where there is none, or one that cannot be used."""
-    found: list[Channel] = []
+    """The configured channels. Raises SettingsError if there is none, or one is misconfigured."""
+    ways: list[Channel] = []
     if settings.webhook_url is not None:
-        found.append(Webhook(settings.webhook_url.get_secret_value()))
+        ways.append(Webhook(settings.webhook_url.get_secret_value()))
     if settings.smtp_host is not None:
-        found.append(Email(settings))
-    if not found:
+        ways.append(Email(settings))
+    if not ways:
         raise SettingsError(
             "nobody to tell: set webhook_url (in the environment, TICKHOUSE_WEBHOOK_URL) for HTTP POSTs, "
             "or smtp_host, smtp_from and smtp_to for e-mail"
         )
-    return found
+    return ways

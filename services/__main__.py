@@ -23,25 +23,25 @@ def main() -> int:
     parser.add_argument("command", choices=["up", "down", "status", "logs"])
     parser.add_argument("names", nargs="*", metavar="SERVICE", help=f"of {', '.join(NAMES)} (default: all)")
     parser.add_argument("--lines", type=int, default=20, metavar="N", help="lines of each log (default: 20)")
-    settings, given = from_command_line(parser)
-    if unknown := [name for name in given.names if name not in NAMES]:
+    settings, options = from_command_line(parser)
+    if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"there is no service {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    names = [name for name in NAMES if name in given.names] or list(NAMES)
+    names = [name for name in NAMES if name in options.names] or list(NAMES)
     try:
-        if given.command == "up":
+        if options.command == "up":
             up(settings, names)
-        elif given.command == "down":
+        elif options.command == "down":
             down(settings, names)
-        elif given.command == "status":
-            found = states(settings, names)
-            for state in found:
+        elif options.command == "status":
+            all_states = states(settings, names)
+            for state in all_states:
                 running = f"pid {state.pid}" if state.pid else "not running"
                 answers = "answers" if state.waits_for is None else f"waits for {state.waits_for}"
                 print(f"{state.service:6} {state.daemon:16} {running:12} {state.address:32} {answers}")
-            return 0 if all(state.pid and state.waits_for is None for state in found) else 1
+            return 0 if all(state.pid and state.waits_for is None for state in all_states) else 1
         else:
             for daemon in daemons(settings, names):
-                print(f"==> {daemon.log} <==", *daemon.last_lines(given.lines), sep="\n", end="\n\n")
+                print(f"==> {daemon.log} <==", *daemon.last_lines(options.lines), sep="\n", end="\n\n")
     except ServiceError as error:
         print(f"scripts/services: {error}", file=sys.stderr)
         return error.exit_code

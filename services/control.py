@@ -74,14 +74,14 @@ def down(settings: Settings, names: Sequence[str] = NAMES) -> None:
 
 def states(settings: Settings, names: Sequence[str] = NAMES) -> list[State]:
     """The state of every daemon of the named services."""
-    found = []
+    result = []
     for service in (MAKERS[name](settings) for name in names):
         processes = [daemon.process() for daemon in service.daemons]
         waits_for = service.waits_for() if any(processes) else "scripts/services up"
         for daemon, process in zip(service.daemons, processes, strict=True):
             pid = process.pid if process else None
-            found.append(State(service.name, daemon.name, pid, service.address, waits_for))
-    return found
+            result.append(State(service.name, daemon.name, pid, service.address, waits_for))
+    return result
 
 
 def daemons(settings: Settings, names: Sequence[str] = NAMES) -> list[Daemon]:
@@ -121,7 +121,7 @@ def _up(service: Service, given_up: threading.Event) -> None:
 
 def _answers(service: Service, processes: dict[str, psutil.Process | None], given_up: threading.Event) -> bool:
     """Wait until the service answers: True, or somebody gives up: False. Raises DaemonDied and NoAnswer."""
-    began = said = time.monotonic()
+    began = logged_at = time.monotonic()
     while (waits_for := service.waits_for()) is not None:
         for daemon in service.daemons:
             process = processes[daemon.name]
@@ -131,9 +131,9 @@ def _answers(service: Service, processes: dict[str, psutil.Process | None], give
         if waited > LIMIT:
             advice = _advice(service, service.daemons[-1])
             raise NoAnswer(f"{service.name}: still waiting for {waits_for} after {LIMIT:.0f} s. {advice}")
-        if time.monotonic() - said > 5:
+        if time.monotonic() - logged_at > 5:
             say(f"{service.name}: waiting for {waits_for}, {waited:.0f} s")
-            said = time.monotonic()
+            logged_at = time.monotonic()
         if given_up.wait(LOOK_EVERY):
             return False
     return True

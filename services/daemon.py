@@ -25,7 +25,7 @@ LOG_BYTES = 20 << 20
 # Seconds a daemon has to end by itself before it is killed.
 PATIENCE = 30.0
 # Of our environment, what a daemon sees besides PATH and JAVA_HOME.
-_KEPT = ("HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR")
+_PASSED_ON = ("HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR")
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def mark(folder: Path, name: str) -> str:
 
 def marked(mark: str) -> psutil.Process | None:
     """The process with this mark on its command line, or None. A child just forked shows its parent's: not that one."""
-    found = [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or ())]
-    pids = {process.pid for process in found}
-    for process in found:
+    processes = [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or ())]
+    pids = {process.pid for process in processes}
+    for process in processes:
         try:
             if process.ppid() not in pids and is_alive(process):
                 return process
@@ -119,11 +119,11 @@ def stop(processes: list[psutil.Process]) -> list[psutil.Process]:
 def daemon_environment(java_home: Path) -> dict[str, str]:
     """What a daemon sees of the environment. Nothing of ours and no virtual environment: what runs in YARN's containers
     inherits it, and must find there what it would find on any other node."""
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     own = os.environ.get("VIRTUAL_ENV")
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     path = os.pathsep.join(folder for folder in folders if not own or not folder.startswith(own))
-    return kept | {"PATH": path, "JAVA_HOME": str(java_home)}
+    return environment | {"PATH": path, "JAVA_HOME": str(java_home)}
 
 
 def accepts(port: int) -> bool:

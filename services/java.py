@@ -23,10 +23,10 @@ SHARED_CLASSES = f"-XX:SharedArchiveFile={CLASS_ARCHIVE} -Xlog:disable -Xlog:all
 @cache
 def java_home() -> Path:
     """The home of Java 17, else of a newer one, whichever is the default. Raises NotSetUp."""
-    found = subprocess.run([PROJECT / "scripts" / "java-home"], stdout=subprocess.PIPE, text=True, check=False)
-    if found.returncode != 0:
+    result = subprocess.run([PROJECT / "scripts" / "java-home"], stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
         raise NotSetUp("There is no Java 17 or newer on this machine: run scripts/setup.")
-    return Path(found.stdout.strip())
+    return Path(result.stdout.strip())
 
 
 def jars(conf: str) -> str:

@@ -61,30 +61,30 @@ def register(cursor: Cursor, root: str, tables: Sequence[Table]) -> None:
         cursor.execute(f"CREATE OR REPLACE VIEW {GOLD_TOP_MOVERS} AS {TOP_MOVERS.format(GOLD_PRICE_1M.qualified_name)}")
 
 
-def _roots(cursor: Cursor, wanted: set[str]) -> dict[str, str | None]:
-    """The wanted databases that exist, each with the root of the lake it was registered for, None if for no lake."""
+def _roots(cursor: Cursor, databases: set[str]) -> dict[str, str | None]:
+    """The root of the lake that each existing database was registered for; None if for no lake."""
     cursor.execute("SHOW DATABASES")
-    present = [str(row[0]) for row in cursor.fetchall() if row[0] in wanted]
-    found: dict[str, str | None] = {}
+    present = [str(row[0]) for row in cursor.fetchall() if row[0] in databases]
+    roots: dict[str, str | None] = {}
     for database in present:
         cursor.execute(f"DESCRIBE DATABASE EXTENDED {database}")
         properties = {row[0]: str(row[1]) for row in cursor.fetchall()}.get("Properties", "")
         root = re.search(rf"\({re.escape(ROOT_PROPERTY)},([^)]*)\)", properties)
-        found[database] = root[1] if root else None
-    return found
+        roots[database] = root[1] if root else None
+    return roots
 
 
 def existing_tables(root: str, report: Callable[[str], None] = print) -> list[Table]:
     """The tables that have been written so far; reports the others."""
-    found = []
+    tables = []
     for table in TABLES:
         try:
             open_table(root, table)
         except NoSuchTable as error:
             report(f"not registered: {error}")
         else:
-            found.append(table)
-    return found
+            tables.append(table)
+    return tables
 
 
 def register_lake(settings: Settings, report: Callable[[str], None] = print) -> int:

@@ -46,8 +46,8 @@ def market(
     faults: Sequence[str],
     opened_ms: int,
 ) -> Iterator[Frame]:
-    made = itertools.islice(trades(assets, rate, seed), limit)
-    return dialect.frames(restarted_ids(made) if RESTARTED_IDS in faults else made, opened_ms)
+    generated = itertools.islice(trades(assets, rate, seed), limit)
+    return dialect.frames(restarted_ids(generated) if RESTARTED_IDS in faults else generated, opened_ms)
 
 
 def recording(files: Sequence[Path], opened_ms: int) -> Iterator[Frame]:
@@ -152,22 +152,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="likewise, and REST has them neither",
     )  # fmt: skip
     parser.add_argument("--fault", choices=FAULTS, action="append", default=[], help="what goes wrong; may be repeated")
-    given = parser.parse_args(argv)
-    listing = Listing(given.venue, given.assets)
-    missing = [asset for asset in given.assets if asset not in listing.symbols]
+    options = parser.parse_args(argv)
+    listing = Listing(options.venue, options.assets)
+    missing = [asset for asset in options.assets if asset not in listing.symbols]
     if missing:
-        parser.error(f"argument --assets: {given.venue} has no {', '.join(missing)}")
-    dialect = DIALECTS[given.venue](listing)
-    if given.replay:
-        source = partial(recording, given.replay)
+        parser.error(f"argument --assets: {options.venue} has no {', '.join(missing)}")
+    dialect = DIALECTS[options.venue](listing)
+    if options.replay:
+        source = partial(recording, options.replay)
     else:
-        source = partial(market, dialect, given.assets, given.rate, given.seed, given.trades, given.fault)
-    holes = partial(with_holes, source, given.skip, given.forget)
-    faulty = partial(with_faults, holes, given.fault)
+        source = partial(market, dialect, options.assets, options.rate, options.seed, options.trades, options.fault)
+    holes = partial(with_holes, source, options.skip, options.forget)
+    faulty = partial(with_faults, holes, options.fault)
 
     async def run() -> None:
-        venue = Venue(faulty, given.speed, dialect, listing.history, given.fault)
-        await simulate(venue, dialect.path, given.port)
+        venue = Venue(faulty, options.speed, dialect, listing.history, options.fault)
+        await simulate(venue, dialect.path, options.port)
 
     try:
         asyncio.run(run())

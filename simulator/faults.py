@@ -24,7 +24,7 @@ def malformed(source: Iterator[Frame]) -> Iterator[Frame]:
     for number, frame in enumerate(source):
         yield frame
         if number % 100 == 50:
-            yield replace(frame, text=_BROKEN[number // 100 % len(_BROKEN)], made=())
+            yield replace(frame, text=_BROKEN[number // 100 % len(_BROKEN)], executions=())
 
 
 def duplicates(source: Iterator[Frame]) -> Iterator[Frame]:
@@ -34,7 +34,7 @@ def duplicates(source: Iterator[Frame]) -> Iterator[Frame]:
     for number, frame in enumerate(source):
         yield frame
         if chance.random() < 0.3:
-            waiting.append((number + chance.randrange(10), replace(frame, made=())))
+            waiting.append((number + chance.randrange(10), replace(frame, executions=())))
         due = [again for at, again in waiting if at <= number]
         waiting = [(at, again) for at, again in waiting if at > number]
         for again in due:
@@ -48,7 +48,7 @@ def oversized(source: Iterator[Frame]) -> Iterator[Frame]:
     for number, frame in enumerate(source, 1):
         yield frame
         if number == 1_000:
-            yield replace(frame, text="x" * OVERSIZED, made=())
+            yield replace(frame, text="x" * OVERSIZED, executions=())
 
 
 FRAME_FAULTS: dict[str, Callable[[Iterator[Frame]], Iterator[Frame]]] = {

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from simulator.history import Made
+from simulator.history import Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Frame:
     at_ns: int
     stream: str
     text: str
-    made: tuple[Made, ...] = ()
+    executions: tuple[Execution, ...] = ()
     """The trades that it tells of, which the venue's history has from then on."""
-    sent: bool = True
+    is_sent: bool = True
 
 
 def unsent(
@@ -37,15 +37,15 @@ def unsent(
 
     Those that are forgotten are not in the venue's history either.
     """
-    made = 0
+    count_before = 0
     for frame in source:
-        if frame.made and any(after <= made < after + count for after, count in forgotten):
-            yield replace(frame, sent=False, made=())
-        elif frame.made and any(after <= made < after + count for after, count in skipped):
-            yield replace(frame, sent=False)
+        if frame.executions and any(after <= count_before < after + count for after, count in forgotten):
+            yield replace(frame, is_sent=False, executions=())
+        elif frame.executions and any(after <= count_before < after + count for after, count in skipped):
+            yield replace(frame, is_sent=False)
         else:
             yield frame
-        made += len(frame.made)
+        count_before += len(frame.executions)
 
 
 def recorded(files: Sequence[Path]) -> Iterator[Frame]:

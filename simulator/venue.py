@@ -85,9 +85,9 @@ class Venue:
             early = frame.at_ns / 1e9 / self._speed - (loop.time() - began) if self._speed else 0.0
             if early > 0.001 or number % STRETCH == 0:
                 await asyncio.sleep(max(early, 0.0))
-            for made in frame.made:
-                self._history.add(made.trade, made.at_ms)
-            if not frame.sent:
+            for execution in frame.executions:
+                self._history.add(execution.trade, execution.at_ms)
+            if not frame.is_sent:
                 continue
             for client in tuple(self._subscribers[frame.stream]):
                 try:

@@ -1,4 +1,4 @@
-"""A micro-batch into every table, and what is kept between micro-batches."""
+"""Write a micro-batch into every table, and keep the state between micro-batches."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ from lake.times import MINUTE, SECOND
 
 logger = logging.getLogger(__name__)
 
-# The longer windows follow so long after the first change, and after the last micro-batch.
+# The longer windows are written so long after the first change, or after the last micro-batch.
 ROLL_UP_SECONDS = 10.0
 QUIET_SECONDS = 2.0
 
 
 class CheckpointError(RuntimeError):
-    """The lake's tables were written from another checkpoint than the one given."""
+    """The lake's tables were written from another checkpoint."""
 
 
 class SettingsChanged(RuntimeError):
-    """The lake's tables were made by other settings."""
+    """Other settings made the lake's tables."""
 
 
 @dataclass
 class Lakehouse:
-    """The state between micro-batches: the lake's writer, what silver has seen, and gold's."""
+    """The state between micro-batches: the lake's writer, and the state of silver and gold."""
 
     spark: SparkSession
     settings: Settings
@@ -68,12 +68,12 @@ class Lakehouse:
     gap_rows: Slices
     unfilled: UnfilledGaps
     state: State
-    # Its records come from bronze.
+    # A rebuild's records come from bronze, so bronze is not written.
     rebuilding: bool = False
     # Set while no micro-batch is being written.
     idle: threading.Event = field(default_factory=threading.Event)
     last: Batch | None = None
-    # How many the last micro-batch had.
+    # The number of records in the last micro-batch.
     records: int = FEW
     # Set when another writer has fenced this one; Spark re-raises only the message.
     fenced: Fenced | None = None
@@ -86,7 +86,7 @@ class Lakehouse:
         self._rolled_up_at = self._wrote_at = time.monotonic()
 
     def write_batch(self, records: DataFrame, batch: int) -> None:
-        """One micro-batch of Kafka's records (lake.contract.RECORD) into every table."""
+        """Write one micro-batch of Kafka's records (lake.contract.RECORD) into every table."""
         self.idle.clear()
         try:
             query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
@@ -105,10 +105,10 @@ class Lakehouse:
         batch = Batch(query, number, self._began(number))
         replayed = number <= lake.batch(SILVER_TICKS)
         plan = self._plan(batch, replayed)
-        # A small micro-batch is one task, and one file of each table.
+        # A small micro-batch is one task, and makes one file per table.
         staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
         if replayed:
-            # Some of gold's tables may lack it.
+            # Silver has the micro-batch already, but some of gold's tables may lack it.
             ticks, delta = self._of_replay(number, plan), self.state.last
             self.gold.begin_at(delta.minutes_before(self.state.seen.minutes))
             after = self.state
@@ -124,7 +124,7 @@ class Lakehouse:
         if not replayed:
             after.early = self.state.early.after(changes, reports)
         summaries = pl.concat([part.summaries for part in ticks]) if ticks else None
-        # Prices and alerts look back into them too.
+        # gold's prices and alerts read these files too.
         self.gold.has(lake.files_at(SILVER_TICKS, staged.of(SILVER_TICKS)))
         with ThreadPoolExecutor(4) as threads:
 
@@ -151,10 +151,10 @@ class Lakehouse:
         logger.info("batch %d: %d records in %.2f s", number, self.records, self._wrote_at - started)
 
     def _began(self, number: int) -> datetime:
-        """When a micro-batch begins: later than the last one, whatever the clock says; a replayed one, when it did."""
-        kept = self.writer.metadata(BRONZE_TICKS)
-        if number == self.writer.batch(BRONZE_TICKS) and "at" in kept:
-            return datetime.fromisoformat(kept["at"])
+        """A micro-batch's begin: now, but after the last one's. A replay has the begin of its first run."""
+        metadata = self.writer.metadata(BRONZE_TICKS)
+        if number == self.writer.batch(BRONZE_TICKS) and "at" in metadata:
+            return datetime.fromisoformat(metadata["at"])
         return max(datetime.now(UTC), self.state.began + timedelta(microseconds=1))
 
     def _plan(self, batch: Batch, replayed: bool) -> Plan:
@@ -174,7 +174,7 @@ class Lakehouse:
         )
 
     def _of_replay(self, number: int, plan: Plan) -> list[TickFiles]:
-        """What silver has got by a micro-batch that is replayed; after a crash gold may lack it."""
+        """The numbers and summaries of the ticks that silver has of a replayed micro-batch."""
         files = self.writer.files_of(SILVER_TICKS, number)
         rows = sum(file.rows for file in files)
         return read_back(self.spark, [file.add for file in files], rows, plan)
@@ -194,7 +194,7 @@ class Lakehouse:
     def _gaps(
         self, changes: Mapping[tuple[str, str, int], InstrumentChange], reports: Sequence[Gap], batch: Batch
     ) -> None:
-        """Bring silver.gaps up to date with what was seen, and what the ingester has reported."""
+        """Update silver.gaps by the ids seen and the ingester's reports."""
         rows = self.unfilled.changes(changes, reports, batch.at)
         if not rows:
             return
@@ -203,7 +203,7 @@ class Lakehouse:
         def change(_: pl.DataFrame) -> Changes:
             return changed, None
 
-        # A report may give a row another time, and so another span.
+        # A report may move a row to another time, and so to another span.
         before = self.gap_rows.rows_of(self._gap_files(changed)).join(changed, on="gap_id", how="semi")
         self.gap_rows.update(batch, self.gap_rows.spans_of(pl.concat([before, changed])), change)
         self.gap_rows.forget_unused()
@@ -228,7 +228,7 @@ class Lakehouse:
     # --- the longer windows, beside the stream
 
     def start(self) -> None:
-        """Begin to roll up, beside the stream."""
+        """Start the thread that writes the longer windows beside the stream."""
         self._roller = threading.Thread(target=self._roll_up_when_due, name="roll-up", daemon=True)
         self._roller.start()
 
@@ -236,7 +236,7 @@ class Lakehouse:
         while not self._ended.wait(0.5):
             now = time.monotonic()
             long_ago = now - self._rolled_up_at >= ROLL_UP_SECONDS
-            quiet = self.idle.is_set() and now - self._wrote_at >= QUIET_SECONDS
+            quiet = self.last is not None and self.idle.is_set() and now - self._wrote_at >= QUIET_SECONDS
             if self.rollup.pending and (long_ago or quiet):
                 try:
                     self.roll_up()
@@ -248,7 +248,7 @@ class Lakehouse:
                 self._rolled_up_at = time.monotonic()
 
     def roll_up(self) -> None:
-        """Bring the longer windows up to date. Raises Fenced, StoreError."""
+        """Write the longer windows that are out of date. Raises Fenced, StoreError."""
         with self._writing:
             batch = self.last or self._last_written()
             due = self.rollup.due(batch) if batch else None
@@ -261,19 +261,22 @@ class Lakehouse:
                 raise
 
     def _last_written(self) -> Batch | None:
-        """The last micro-batch of the writer before, if all tables have it: Spark notes that when it is written."""
-        kept, number = self.writer.metadata(SILVER_TICKS), self.writer.batch(SILVER_TICKS)
-        if "query" not in kept or not self.writer.files.exists(f"{self.settings.checkpoint_location}/commits/{number}"):
+        """The previous writer's last micro-batch, if all tables have it: then Spark's checkpoint has committed it."""
+        metadata, number = self.writer.metadata(SILVER_TICKS), self.writer.batch(SILVER_TICKS)
+        if "query" not in metadata or not self.writer.files.exists(
+            f"{self.settings.checkpoint_location}/commits/{number}"
+        ):
             return None
-        return Batch(kept["query"], number, self.state.began)
+        return Batch(metadata["query"], number, self.state.began)
 
     def finish(self) -> None:
         """After the last micro-batch: the longer windows as of now."""
         self._ended.set()
         if self._roller:
             self._roller.join()
-        if self.last and not self.fenced:
+        if not self.fenced:
             self.roll_up()
+        if self.last and not self.fenced:
             state.keep(self.writer, self.state, self.writer.version(SILVER_TICKS))
 
 
@@ -286,9 +289,9 @@ def checkpoint_query(files: Files, location: str) -> str | None:
 
 
 def opened(settings: Settings) -> LakeWriter:
-    """The lake's writer, with tables that are absent created. It has not claimed the lake yet. Raises OtherVersion."""
+    """Create absent tables, and return the lake's writer, before its claim. Raises OtherVersion."""
     files = files_of(settings.lake_root, str(settings.webhdfs_url))
-    # A rebuild makes silver and gold by the rules of today.
+    # A rebuild makes silver and gold by the current rules, so only bronze must have this version.
     check_version(files, settings.lake_root, BRONZE_TICKS if settings.rebuild else SILVER_TICKS)
 
     def create(table: Table) -> None:
@@ -301,10 +304,10 @@ def opened(settings: Settings) -> LakeWriter:
 
 
 def resume(spark: SparkSession, settings: Settings, sink: Sink | None = None) -> Lakehouse:
-    """Open the lake for writing, with tables that are absent created, and take up what the last micro-batch left.
+    """Open the lake for writing, create absent tables, and restore the state after the last micro-batch.
 
-    Raises CheckpointError if the tables were written by the query of another checkpoint, SettingsChanged if by other
-    settings of those that decide what they hold, OtherVersion if by another version of the suite.
+    Raises CheckpointError if a query with another checkpoint wrote the tables, SettingsChanged if other settings (of
+    those that decide their content) made them, OtherVersion if another version of the suite did.
     """
     lake = opened(settings)
     made_by = lake.property(SILVER_TICKS, PROPERTY)
@@ -325,10 +328,10 @@ def resume(spark: SparkSession, settings: Settings, sink: Sink | None = None) ->
 
 
 def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: Sink | None = None) -> Lakehouse:
-    """Claim the lake, and take up what the last micro-batch left. Raises StateLost."""
+    """Claim the lake, and restore the state after the last micro-batch. Raises StateLost."""
     lake.claim()
-    kept = state.restore(lake)
-    gold = Gold(lake, gold_rules(settings), kept.seen.minutes, sink)
+    restored = state.restore(lake)
+    gold = Gold(lake, gold_rules(settings), restored.seen.minutes, sink)
     gaps = Slices(lake, SILVER_GAPS)
     unfilled = [
         Gap(**row) for row in gaps.rows_of(lake.live(SILVER_GAPS).all()).to_dicts() if row["status"] != "filled"
@@ -336,5 +339,5 @@ def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: S
     return Lakehouse(
         *(spark, settings, lake, gold, RollUp(lake, gold.minutes, sink), gaps),
         unfilled=UnfilledGaps(unfilled),
-        state=kept,
+        state=restored,
     )

@@ -1,4 +1,4 @@
-"""Silver and gold anew from bronze: when a checkpoint is lost, or a setting has changed that decides what they hold."""
+"""Recompute silver and gold from bronze: after a lost checkpoint, or a change of settings that decide content."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ PLACE = ("topic", "partition", "offset")
 
 
 def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]]:
-    """Make silver and gold anew from bronze; of each topic and partition, the offset after bronze's last.
+    """Recompute silver and gold from bronze. Returns, per topic and partition, the offset after bronze's last.
 
-    The checkpoint, if there is one, is put aside. If this ends half-way, it is to be run again. Raises Expired.
+    An existing checkpoint is renamed. If this fails half-way, run it again. Raises Expired.
     """
     lake = opened(settings)
     records = spark.read.format("delta").load(BRONZE_TICKS.path(settings.lake_root))
@@ -51,7 +51,7 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
         spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({properties})")
     house = lakehouse(spark, settings, lake)
     house.rebuilding = True
-    # As they came: what one or a few micro-batches brought at a time.
+    # In the order of arrival, in batches of about the stream's size.
     records = records.select(*RECORD, "ingested_at")
     minutes = records.select((F.unix_timestamp("ingested_at") / 60).cast("bigint").alias("minute")).groupBy("minute")
     spark.sparkContext.setLocalProperty("sql.streaming.queryId", "rebuild")
@@ -60,7 +60,7 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
         within = (F.col("ingested_at") >= F.timestamp_seconds(F.lit(first * 60))) & (
             F.col("ingested_at") < F.timestamp_seconds(F.lit(last * 60 + 60))
         )
-        # As Kafka's reader gives them: each task a contiguous range of a partition.
+        # Like Kafka's reader: each task reads a contiguous range of a partition.
         tasks = records.where(within).repartitionByRange(-(-count // RECORDS_A_TASK), *PLACE)
         house.write_batch(tasks.sortWithinPartitions(*PLACE), number)
     house.finish()
@@ -72,7 +72,7 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
 
 
 def slices(minutes: Iterable[Row], most: int) -> Iterator[tuple[int, int, int]]:
-    """(first, last, records) of runs of minutes with about `most` records at most; rows of minute and count."""
+    """Group minutes into runs (first, last, records) of about `most` records; minutes: rows of minute and count."""
     first, last, records = None, 0, 0
     for minute, count in minutes:
         if first is not None and records + count > most:
@@ -85,11 +85,11 @@ def slices(minutes: Iterable[Row], most: int) -> Iterator[tuple[int, int, int]]:
 
 
 class Expired(RuntimeError):
-    """Kafka has no longer what follows bronze's last record."""
+    """Kafka no longer has the records after bronze's last one."""
 
 
 def following(settings: Settings, bronze_records: DataFrame) -> dict[str, dict[str, int]]:
-    """Of each topic and partition that Kafka has, the offset after bronze's last. Raises Expired."""
+    """Per topic and partition in Kafka, the offset after bronze's last. Raises Expired."""
     newest = bronze_records.groupBy("topic", "partition").agg(F.max("offset").alias("offset")).collect()
     last = {(row["topic"], row["partition"]): row["offset"] for row in newest}
     consumer = KafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers)
@@ -99,14 +99,15 @@ def following(settings: Settings, bronze_records: DataFrame) -> dict[str, dict[s
             partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
             earliest = consumer.beginning_offsets(partitions) if partitions else {}
             for partition, begin in earliest.items():
-                wanted = last.get((topic, partition.partition), -1) + 1
-                if wanted < begin:
+                follows_at = last.get((topic, partition.partition), -1) + 1
+                if follows_at < begin:
                     raise Expired(
-                        f"topic {topic}, partition {partition.partition}: bronze ends at offset {wanted - 1}, and "
-                        f"Kafka begins at {begin}: {begin - wanted} records from {wanted} to {begin - 1} have expired. "
+                        f"topic {topic}, partition {partition.partition}: bronze ends at offset {follows_at - 1}, and "
+                        f"Kafka begins at {begin}: {begin - follows_at} records from {follows_at} to {begin - 1} have "
+                        "expired. "
                         "Nothing was changed. A new lake_root would begin with what is left."
                     )
-                follows.setdefault(topic, {})[str(partition.partition)] = wanted
+                follows.setdefault(topic, {})[str(partition.partition)] = follows_at
         return follows
     finally:
         consumer.close()

@@ -5,19 +5,19 @@ Out: bronze.ticks, silver.ticks, silver.quarantine, silver.gaps, gold.price_5s, 
      price_1d, rolling_price, current_price, alerts.
 
     ./spark-submit.sh streaming/ticks.py
-    ./spark-submit.sh streaming/ticks.py --once        # what Kafka holds now, then end
+    ./spark-submit.sh streaming/ticks.py --once        # process what Kafka holds now, then end
     ./spark-submit.sh streaming/ticks.py --sink console                     # and print gold's rows as they change
     ./spark-submit.sh streaming/ticks.py --sink parquet file:/tmp/gold      # and keep gold as plain Parquet files
-    ./spark-submit.sh streaming/ticks.py --rebuild     # silver and gold anew from bronze, then on from Kafka
+    ./spark-submit.sh streaming/ticks.py --rebuild     # recompute silver and gold from bronze, then go on from Kafka
 
-A micro-batch appends its records to bronze, its new valid ticks to silver, the others to quarantine, and brings gold
-up to date by its ticks' summaries. If the job dies in between, the next one replays the batch: what is there stays,
-the rest is written. SIGTERM and SIGINT end it after the micro-batch in hand.
+A micro-batch appends its records to bronze, its new valid ticks to silver and invalid records to quarantine, and
+updates gold by its ticks' summaries. If the job dies in between, the next one replays the micro-batch: tables that
+have it skip it, the others are written. SIGTERM and SIGINT end the job after the current micro-batch.
 
-Exit codes: 0 ended by a signal or --once, 1 the query failed, 2 a wrong setting, or others than the tables were made
-by, or tables of another version or with features of Delta that it cannot write, 3 the checkpoint is not that of the
-lake's tables, or the state in their log is lost, or Kafka has no longer what follows bronze, 4 another writer has the
-lake, or has taken it over.
+Exit codes: 0 ended by a signal or --once; 1 the query failed; 2 a wrong setting, or other settings made the tables, or
+the tables have another version, or features of Delta that the job cannot write; 3 the tables belong to another
+checkpoint, or the state in their log is lost, or Kafka no longer has the records after bronze's; 4 another writer has
+the lake, or has taken it over.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
-from lake.delta.files import StoreError, UnknownStore, files_of
+from lake.delta.files import Files, StoreError, UnknownStore, WebHdfs, files_of
 from lake.delta.lease import LakeInUse, Lease
 from lake.delta.log import CannotWrite
 from lake.delta.slices import Sink
@@ -51,23 +52,25 @@ from streaming.rebuild import Expired, rebuild
 logger = logging.getLogger("streaming.ticks")
 
 WRONG_CHECKPOINT, FENCED = 3, 4
+# WebHDFS answers so soon after the NameNode's own port.
+START_SECONDS = 10
 
 
 def start(
     spark: SparkSession, settings: Settings, lakehouse: Lakehouse, follows: dict[str, dict[str, int]] | None = None
 ) -> StreamingQuery:
-    """Start the query; follows: where a new checkpoint begins, if not with all that Kafka has."""
+    """Start the query. follows: the offsets where a new checkpoint begins; default: Kafka's first."""
     topics = (settings.ticks_topic, settings.rejects_topic, settings.gaps_topic)
     records = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", settings.kafka_bootstrap_servers)
-        # A pattern, so that a topic that does not exist yet is waited for.
+        # A pattern: the query then waits for topics that do not exist yet.
         .option("subscribePattern", "|".join(re.escape(topic) for topic in topics))
         .option("startingOffsets", json.dumps(follows) if follows else "earliest")
-        # An executor reads a partition only up to what is there: it need not wait for more.
+        # An executor reads a partition only up to a known offset, so it need not wait for more records.
         .option("kafka.fetch.max.wait.ms", "5")
-        # After each poll Spark moves the reader about to see what the partition has, and what was fetched, and not
-        # polled yet, is fetched again.
+        # After each poll Spark seeks to find the partition's limits. That drops records fetched but not polled yet, and
+        # Kafka's client fetches them again: so one poll should return all.
         .option("kafka.max.poll.records", "100000")
         .option("failOnDataLoss", "true")
         .option("maxRecordsPerPartition", str(RECORDS_A_TASK))
@@ -86,10 +89,10 @@ def start(
 
 
 def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> None:
-    """Wait until the query ends, or until `stop` is set and the micro-batch in hand is written. Raises Fenced."""
+    """Wait until the query ends, or until `stop` is set and the current micro-batch is written. Raises Fenced."""
     lakehouse.start()
     while not query.awaitTermination(1):
-        # Stopping a query while its callback runs fills the log with errors of the callback's own making.
+        # Stopping a query while its callback runs would fill the log with the callback's errors.
         if (stop.is_set() or lakehouse.fenced) and lakehouse.idle.wait(60):
             query.stop()
             break
@@ -99,20 +102,37 @@ def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> N
         raise lakehouse.fenced
 
 
-def sink_of(settings: Settings, wanted: Sequence[str] | None) -> Sink | None:
-    if not wanted:
+def sink_of(settings: Settings, choice: Sequence[str] | None) -> Sink | None:
+    if not choice:
         return None
-    if wanted[0] == "console":
+    if choice[0] == "console":
         return Console()
-    return PlainParquet(files_of(wanted[1], str(settings.webhdfs_url)), wanted[1])
+    return PlainParquet(files_of(choice[1], str(settings.webhdfs_url)), choice[1])
 
 
 def spark_sees(spark: SparkSession, url: str) -> bool:
-    """Whether there is a file for Spark too, which reaches lake_root by another way than webhdfs_url."""
+    """Whether Spark sees the file too: Spark uses lake_root's own address, not webhdfs_url."""
     jvm = spark._jvm
     assert jvm is not None
     path = jvm.org.apache.hadoop.fs.Path(url)
     return bool(path.getFileSystem(spark._jsc.hadoopConfiguration()).exists(path))
+
+
+def complaint_about(spark: SparkSession, files: Files, root: str) -> str | None:
+    """Why webhdfs_url does not lead to the lake's file system although Spark reaches that; None if it does."""
+    if not isinstance(files, WebHdfs):
+        return None
+    try:
+        replace(files, patience_seconds=0).exists(root)
+        return None
+    except StoreError:
+        # Spark's client waits for a NameNode that starts.
+        spark_sees(spark, root)
+    try:
+        replace(files, patience_seconds=START_SECONDS).exists(root)
+    except StoreError as error:
+        return f"it does not answer ({error})"
+    return None
 
 
 def end_on_signals(stop: threading.Event) -> None:
@@ -150,16 +170,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     end_on_signals(stop)
     spark = SparkSession.builder.appName("tickhouse ticks").getOrCreate()
-    # Spark has put a handler of its own in the place of ours.
+    # Spark has replaced our handler by its own.
     end_on_signals(stop)
     lease = Lease(files, settings.lake_root)
     try:
-        lease.acquire()
-        if not spark_sees(spark, lease.url):
+        complaint = complaint_about(spark, files, settings.lake_root)
+        if not complaint:
+            lease.acquire()
+            if not spark_sees(spark, lease.url):
+                complaint = f"what is written there is not at {lease.url}"
+        if complaint:
             logger.error(
-                "webhdfs_url is %s, and what is written there is not at %s: it must be WebHDFS of the file system that "
-                "lake_root is on",
-                *(settings.webhdfs_url, lease.url),
+                "webhdfs_url is %s, and %s: it must be WebHDFS of the file system that lake_root is on",
+                *(settings.webhdfs_url, complaint),
             )
             return USAGE_ERROR
         follows = rebuild(spark, settings) if settings.rebuild else None

@@ -66,8 +66,8 @@ def client_classes() -> Iterator[str]:
     for jar in jars():
         if jar.name.startswith(("kafka-clients-", "spark-sql-kafka-", "hadoop-client-api-")):
             with zipfile.ZipFile(jar) as files:
-                found = [name for name in files.namelist() if CLIENTS.match(name) and name.endswith(".class")]
-            yield from (name.removesuffix(".class").replace("/", ".") for name in found)
+                classes = [name for name in files.namelist() if CLIENTS.match(name) and name.endswith(".class")]
+            yield from (name.removesuffix(".class").replace("/", ".") for name in classes)
 
 
 def load(spark: SparkSession, names: Iterator[str]) -> None:
@@ -86,7 +86,7 @@ def main() -> int:
     # Beside the archive, to be renamed to it when it is whole.
     with TemporaryDirectory(dir=CLASS_ARCHIVE.parent, prefix="classes.") as name:
         folder = Path(name)
-        made = folder / CLASS_ARCHIVE.name
+        draft = folder / CLASS_ARCHIVE.name
         os.environ |= {
             "JAVA_HOME": str(java_home()),
             # Not conf/: Java makes no archive for a class path with a folder that has files.
@@ -98,7 +98,7 @@ def main() -> int:
         spark = (
             SparkSession.builder.master("local[2]")
             .config("spark.driver.extraClassPath", spark_class_path())
-            .config("spark.driver.extraJavaOptions", f"-XX:ArchiveClassesAtExit={made} -Xlog:cds*=error")
+            .config("spark.driver.extraJavaOptions", f"-XX:ArchiveClassesAtExit={draft} -Xlog:cds*=error")
             .config("spark.sql.warehouse.dir", f"file:{folder}/warehouse")
             .config("spark.ui.enabled", "false")
             .config("spark.executorEnv.PYTHONPATH", str(PROJECT))
@@ -112,7 +112,7 @@ def main() -> int:
         spark.stop()
         java.stdin.close()
         java.wait()
-        made.replace(CLASS_ARCHIVE)
+        draft.replace(CLASS_ARCHIVE)
     return 0
 
 

@@ -22,12 +22,12 @@ FOLDERS = ("conf", "lake", "streaming", "batch")
 def make() -> None:
     """Make the file under another name and rename it: a job that is just being submitted reads the old one whole."""
     SHIPPED.parent.mkdir(parents=True, exist_ok=True)
-    made = SHIPPED.with_name(f"{SHIPPED.name}.{os.getpid()}")
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+    draft = SHIPPED.with_name(f"{SHIPPED.name}.{os.getpid()}")
+    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
         for folder in FOLDERS:
             for file in sorted((PROJECT / folder).rglob("*.py")):
                 archive.write(file, file.relative_to(PROJECT))
-    made.replace(SHIPPED)
+    draft.replace(SHIPPED)
 
 
 def main() -> int:

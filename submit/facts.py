@@ -30,15 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The job's other arguments are the job's business, as is its own --help.
     parser.allow_abbrev = False
     words = sys.argv[1:] if argv is None else argv
-    given, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
-    flags = {name: value for name, value in vars(given).items() if name in Settings.model_fields}
+    options, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
+    flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     try:
-        settings = read_settings(flags, file=given.conf)
+        settings = read_settings(flags, file=options.conf)
     except SettingsError as error:
         print(f"spark-submit.sh: {error}", file=sys.stderr)
         return USAGE_ERROR
     lake = urlsplit(settings.lake_root)
-    print(settings_file(os.environ, given.conf).resolve())
+    print(settings_file(os.environ, options.conf).resolve())
     print(settings.state_dir)
     print(f"{lake.scheme}://{lake.netloc}")
     print(settings.webhdfs_url)

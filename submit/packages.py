@@ -31,39 +31,39 @@ SHIPPED_BY_SPARK = {"pyspark", "py4j"}
 
 def needed(names: tuple[str, ...]) -> list[str]:
     """The packages with all that they require here, in alphabetical order."""
-    found: set[str] = set()
+    required: set[str] = set()
     waiting = list(names)
     while waiting:
         name = canonicalize_name(waiting.pop())
-        if name in found or name in SHIPPED_BY_SPARK:
+        if name in required or name in SHIPPED_BY_SPARK:
             continue
-        found.add(name)
+        required.add(name)
         for line in distribution(name).requires or ():
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 waiting.append(requirement.name)
-    return sorted(found)
+    return sorted(required)
 
 
 def archive(folder: str) -> Path:
     """The path of the archive for jobs of a folder: another one for other versions, Python or packages."""
-    told = (PROJECT / "requirements.txt").read_bytes() + repr((sys.version_info[:2], IMPORTED[folder])).encode()
-    return SHIPPED / f"packages-{folder}-{hashlib.sha256(told).hexdigest()[:12]}.tar.gz"
+    contents = (PROJECT / "requirements.txt").read_bytes() + repr((sys.version_info[:2], IMPORTED[folder])).encode()
+    return SHIPPED / f"packages-{folder}-{hashlib.sha256(contents).hexdigest()[:12]}.tar.gz"
 
 
 def make(folder: str) -> None:
     """Make the archive under another name and rename it, so that a half of one is never shipped."""
     path = archive(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_name(f"{path.name}.{os.getpid()}")
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
     # Level 1: it is unpacked on the same network that it travels through, and made while somebody waits.
-    with tarfile.open(made, "w:gz", compresslevel=1) as tar:
+    with tarfile.open(draft, "w:gz", compresslevel=1) as tar:
         for name in needed(IMPORTED[folder]):
             package = distribution(name)
             for file in package.files or ():
                 if _is_wanted(file):
                     tar.add(str(package.locate_file(file)), str(file), recursive=False)
-    made.replace(path)
+    draft.replace(path)
 
 
 def _is_wanted(file: PackagePath) -> bool:
@@ -75,12 +75,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", choices=IMPORTED, help="folder of the job")
     parser.add_argument("--name-only", action="store_true", help="make nothing")
-    given = parser.parse_args()
-    path = archive(given.folder)
-    if not given.name_only and not path.exists():
-        print(f"spark-submit.sh: packing Python packages for {given.folder}/ into {path}", file=sys.stderr)
+    options = parser.parse_args()
+    path = archive(options.folder)
+    if not options.name_only and not path.exists():
+        print(f"spark-submit.sh: packing Python packages for {options.folder}/ into {path}", file=sys.stderr)
         try:
-            make(given.folder)
+            make(options.folder)
         except PackageNotFoundError as error:
             print(f"spark-submit.sh: {error}: run scripts/setup", file=sys.stderr)
             return 1

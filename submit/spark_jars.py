@@ -29,8 +29,8 @@ def jars() -> list[Path]:
 
 def folder() -> str:
     """The folder's path on HDFS: another one for other jars."""
-    told = "\n".join(f"{jar.name} {jar.stat().st_size}" for jar in jars())
-    return f"/user/{getpass.getuser()}/tickhouse-jars/{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    listing = "\n".join(f"{jar.name} {jar.stat().st_size}" for jar in jars())
+    return f"/user/{getpass.getuser()}/tickhouse-jars/{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
 
 
 def upload(client: InsecureClient, path: str) -> None:
@@ -54,17 +54,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("webhdfs_url", help="address of WebHDFS")
     parser.add_argument("--name-only", action="store_true", help="upload nothing")
-    given = parser.parse_args()
+    options = parser.parse_args()
     path = folder()
-    if not given.name_only:
-        client = InsecureClient(given.webhdfs_url, user=getpass.getuser())
+    if not options.name_only:
+        client = InsecureClient(options.webhdfs_url, user=getpass.getuser())
         try:
             if client.status(path, strict=False) is None:
-                print(f"spark-submit.sh: uploading Spark's jars to {given.webhdfs_url}{path}", file=sys.stderr)
+                print(f"spark-submit.sh: uploading Spark's jars to {options.webhdfs_url}{path}", file=sys.stderr)
                 upload(client, path)
         except (HdfsError, requests.RequestException) as error:
             print(
-                f"spark-submit.sh: HDFS at {given.webhdfs_url} does not take Spark's jars: {error}."
+                f"spark-submit.sh: HDFS at {options.webhdfs_url} does not take Spark's jars: {error}."
                 " Does it run? scripts/services up hdfs",
                 file=sys.stderr,
             )

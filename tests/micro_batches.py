@@ -1,7 +1,7 @@
-"""Micro-batches without Kafka, and mostly without Spark: records in, and what the tables hold then.
+"""Run micro-batches without Kafka, and mostly without Spark.
 
-A micro-batch needs Spark only to run its tasks. `WithoutSpark` and `Records` run them here, one after the other, in
-milliseconds instead of seconds: the lakehouse, what executors do, and the tables are the real ones.
+A micro-batch needs Spark only to run its tasks. `WithoutSpark` and `Records` run the tasks here, one after another, in
+milliseconds instead of seconds. The lakehouse, the executors' code and the tables are the real ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUERY = "q"
 
 
 class WithoutSpark:
-    """What the lakehouse needs of a Spark session, and of its context."""
+    """The methods of a Spark session and its context that the lakehouse uses."""
 
     @property
     def sparkContext(self) -> WithoutSpark:
@@ -48,13 +48,13 @@ class WithoutSpark:
 
 @dataclass(frozen=True)
 class _Items:
-    """What the lakehouse needs of an RDD."""
+    """The methods of an RDD that the lakehouse uses."""
 
     items: list[Any]
 
     def map(self, task: Callable[[Any], Any]) -> _Items:
-        task = sent(task)
-        return _Items([task(sent(item)) for item in self.items])
+        task = pickled_copy(task)
+        return _Items([task(pickled_copy(item)) for item in self.items])
 
     def collect(self) -> list[Any]:
         return self.items
@@ -62,9 +62,9 @@ class _Items:
 
 @dataclass(frozen=True)
 class Records:
-    """What the lakehouse needs of a DataFrame of Kafka's records.
+    """The methods of a DataFrame of Kafka's records that the lakehouse uses.
 
-    tasks: by so many they are read, each of which has a contiguous range of them.
+    tasks: the number of tasks, each with a contiguous range of the records.
     """
 
     records: Sequence[Record]
@@ -77,14 +77,14 @@ class Records:
         in_order = sorted(self.records, key=lambda record: record.place)
         rows = arrow_records(in_order).select(RECORD)
         each = -(-len(in_order) // self.tasks) or 1
-        task = sent(task)
+        task = pickled_copy(task)
         # A task without records has no batch, as in Spark.
         parts = [rows.slice(n * each, each) for n in range(self.tasks)]
         return _Items([row for part in parts for out in task(iter(part.to_batches())) for row in out.to_pylist()])
 
 
-def sent(what: Any) -> Any:
-    """As an executor gets it."""
+def pickled_copy(what: Any) -> Any:
+    """A copy by pickling, as Spark sends it to an executor."""
     return pickle.loads(cloudpickle.dumps(what))  # type: ignore[no-untyped-call]
 
 
@@ -94,7 +94,7 @@ def checkpoint_of(folder: Path, query: str) -> None:
 
 
 def frame(spark: SparkSession, records: list[Record]) -> DataFrame:
-    """A micro-batch, as Spark hands it to the lakehouse."""
+    """A micro-batch as a Spark DataFrame."""
     return spark.createDataFrame(
         [
             (None, None if r.value is None else bytearray(r.value), r.topic, r.partition, r.offset, r.kafka_timestamp)
@@ -110,7 +110,7 @@ def in_kafka(values: Iterable[bytes | None], topic: str = "ticks", partition: in
 
 
 def pieces(records: Sequence[Record], chance: random.Random, count: int) -> list[list[Record]]:
-    """The records as so many micro-batches of random sizes."""
+    """Split the records into `count` micro-batches of random sizes."""
     cuts = [0, *sorted(chance.sample(range(1, len(records)), count - 1)), len(records)]
     return [list(records[begin:end]) for begin, end in itertools.pairwise(cuts)]
 
@@ -147,7 +147,7 @@ def market(chance: random.Random) -> list[bytes]:
 
 
 def lake_in(folder: Path, spark: SparkSession | None = None, **settings: Any) -> Settings:
-    """An empty lake, and the checkpoint of the query that writes it."""
+    """The settings of an empty lake, with the checkpoint of the query that writes it."""
     checkpoint_of(folder / "checkpoint", QUERY)
     if spark:
         spark.sparkContext.setLocalProperty("sql.streaming.queryId", QUERY)
@@ -155,12 +155,12 @@ def lake_in(folder: Path, spark: SparkSession | None = None, **settings: Any) ->
 
 
 def opened(settings: Settings, spark: SparkSession | None = None, sink: Sink | None = None) -> Lakehouse:
-    """The lakehouse, as a driver opens it that starts."""
+    """Open the lakehouse, as a starting driver does."""
     return resume(spark or cast(SparkSession, WithoutSpark()), settings, sink)
 
 
 def write_one(lakehouse: Lakehouse, records: list[Record], batch: int, tasks: int = 1) -> None:
-    """A micro-batch without Spark."""
+    """Write a micro-batch without Spark."""
     lakehouse.write_batch(cast(DataFrame, Records(records, tasks)), batch)
 
 
@@ -172,9 +172,9 @@ def write(
     sink: Sink | None = None,
     tasks: int = 1,
 ) -> Lakehouse:
-    """Each part as a micro-batch, from the one numbered `first` on, by a driver that starts before and ends after.
+    """Write each part as a micro-batch, numbered from `first` on, by a driver that starts before and ends after.
 
-    spark: None: without Spark, in so many tasks.
+    spark: None: write without Spark, in `tasks` tasks.
     """
     lakehouse = opened(settings, spark, sink)
     for batch, part in enumerate(parts, first):

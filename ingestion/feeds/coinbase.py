@@ -11,12 +11,15 @@ heartbeat was seen to be always 0: then it says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
-from ingestion.feeds import fields
+from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
-from ingestion.instruments import Instrument
-from ingestion.ticks import Control, Event, Ignored, Reject
+from ingestion.feeds.venue import Venue
+from ingestion.instruments import Instrument, of_table
+from ingestion.pairs import Pair, rows_with
+from ingestion.rest import Rest
+from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 
 URL = "wss://ws-feed.exchange.coinbase.com"
 CHANNELS = ("matches", "ticker", "heartbeat")
@@ -58,17 +61,17 @@ class Coinbase:
         if kind == "subscriptions":
             return [Control("subscribed")]
         if kind == "error":
-            return [Control("error", f"{fields.shown(message.get('message'))}: {fields.shown(message.get('reason'))}")]
+            return [Control("error", f"{fields.brief(message.get('message'))}: {fields.brief(message.get('reason'))}")]
         if isinstance(kind, str):
             # New types may come at any time, and a client is to ignore those that it does not know.
             return [Ignored(kind if kind in _OTHER_TYPES else "another type")]
-        return [Reject(received_ns, self.name, f"type is {fields.shown(kind)}", frame)]
+        return [Reject(received_ns, self.name, f"type is {fields.brief(kind)}", frame)]
 
     def _of_product(self, message: dict[str, object], frame: bytes, received_ns: int) -> Event:
         product = message.get("product_id")
         instrument = self._products.find(product)
         if instrument is None:
-            return Reject(received_ns, self.name, f"unknown product {fields.shown(product)}", frame)
+            return Reject(received_ns, self.name, f"unknown product {fields.brief(product)}", frame)
         if message["type"] in ("match", "last_match"):
             event_ns = fields.utc_ns(message.get("time"))
             return fields.trade(self.name, instrument, message, _FIELDS, event_ns, frame, received_ns)
@@ -80,3 +83,41 @@ class Coinbase:
 
 def _request(method: Method, products: list[str]) -> dict[str, object]:
     return {"type": method, "product_ids": products, "channels": list(CHANNELS)}
+
+
+async def _pages(rest: Rest, trades: history.Trades, now_ns: Callable[[], int]) -> AsyncIterator[list[Tick | Reject]]:
+    """Before a cursor, which is a trade id, newest first; 10 requests a second."""
+    cursor = trades.last + 1
+    while cursor > trades.first:
+        query = {"limit": min(history.PAGE, cursor - trades.first), "after": cursor}
+        page = history.rows(await rest.get(f"/products/{trades.instrument.symbol}/trades", query))
+        ticks = []
+        for row in page:
+            event_ns = fields.utc_ns(row.get("time"))
+            ticks.append(history.trade(Coinbase.name, trades, row, _FIELDS, event_ns, now_ns()))
+        lowest = min((tick.trade_id or 0 for tick in ticks), default=0)
+        if not ticks or lowest >= cursor:
+            return
+        # Oldest first, like a feed.
+        yield ticks[::-1]
+        cursor = lowest
+
+
+async def _pairs(rest: Rest) -> list[Pair]:
+    """https://docs.cdp.coinbase.com/exchange: GET /products."""
+    return [
+        (str(row["id"]), str(row["base_currency"]), str(row["quote_currency"]))
+        for row in rows_with(await rest.get("/products", {}), "id", "base_currency", "quote_currency")
+        if row.get("status") == "online" and not row.get("trading_disabled")
+    ]
+
+
+VENUE = Venue(
+    name=Coinbase.name,
+    instruments=of_table("{ticker}-USD", "USD", without=("binance-coin", "tron")),
+    contiguous_ids=True,
+    feed=lambda instruments, url, _: Coinbase(instruments, url),
+    rest_url="https://api.exchange.coinbase.com",
+    history=history.History(0.2, _pages),
+    pairs=_pairs,
+)

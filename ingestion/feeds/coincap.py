@@ -11,11 +11,14 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from ingestion.feeds import fields
-from ingestion.instruments import Instrument
+from ingestion import fields
+from ingestion.feeds.venue import Venue
+from ingestion.instruments import NAME, Instrument, of_table
+from ingestion.rest import Rest, RestBusy
 from ingestion.ticks import DIGITS, Control, Event, Ignored, Reject, Tick, is_price
 
 URL = "wss://wss.coincap.io/prices"
+REST_URL = "https://rest.coincap.io"
 ALL = "ALL"
 
 _slug = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}").fullmatch
@@ -32,12 +35,12 @@ class CoinCap:
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None, api_key: str | None = None) -> None:
         self._base = url or URL
         self._api_key = api_key
-        self._wanted: dict[str, Instrument] = {instrument.symbol: instrument for instrument in instruments}
+        self._instruments: dict[str, Instrument] = {instrument.symbol: instrument for instrument in instruments}
 
     @property
     def url(self) -> str:
         """With the key: for connecting only, never for a log."""
-        assets = ALL if ALL in self._wanted else ",".join(self._wanted)
+        assets = ALL if ALL in self._instruments else ",".join(self._instruments)
         url = f"{self._base}{'&' if '?' in self._base else '?'}assets={assets}"
         return url if self._api_key is None else f"{url}&apiKey={quote(self._api_key, safe='')}"
 
@@ -46,12 +49,12 @@ class CoinCap:
         return ()
 
     def subscribe(self, instruments: Sequence[Instrument]) -> Sequence[str] | None:
-        self._wanted |= {instrument.symbol: instrument for instrument in instruments}
+        self._instruments |= {instrument.symbol: instrument for instrument in instruments}
         return None
 
     def unsubscribe(self, instruments: Sequence[Instrument]) -> Sequence[str] | None:
         for instrument in instruments:
-            self._wanted.pop(instrument.symbol, None)
+            self._instruments.pop(instrument.symbol, None)
         return None
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
@@ -59,19 +62,43 @@ class CoinCap:
         if isinstance(prices, Reject):
             return [Control("refused", "CoinCap does not accept the key")] if _refusal(frame) else [prices]
         if isinstance(prices.get("error"), str):
-            return [Control("error", fields.shown(prices["error"]))]
+            return [Control("error", fields.brief(prices["error"]))]
         return [self._price(slug, price, frame, received_ns) for slug, price in prices.items()]
 
     def _price(self, slug: str, value: object, frame: bytes, received_ns: int) -> Event:
-        instrument = self._wanted.get(slug)
+        instrument = self._instruments.get(slug)
         if instrument is None:
-            if ALL not in self._wanted:
+            if ALL not in self._instruments:
                 return Ignored("an asset not asked for")
             if not _slug(slug):
-                return Reject(received_ns, self.name, f"{fields.shown(slug)} is no name of an asset", frame)
+                return Reject(received_ns, self.name, f"{fields.brief(slug)} is no name of an asset", frame)
             instrument = Instrument(slug, slug, "USD")
         price = fields.digits(value)
         if not is_price(price):
-            reason = f"price of {instrument.symbol} is {fields.shown(price)}: not above 0 with at most {DIGITS}"
+            reason = f"price of {instrument.symbol} is {fields.brief(price)}: not above 0 with at most {DIGITS}"
             return Reject(received_ns, self.name, reason, frame, instrument.symbol)
         return Tick(received_ns, instrument.asset, price, instrument.quote, self.name, instrument.symbol)
+
+
+async def largest_assets(rest: Rest, count: int) -> list[tuple[str, str]]:
+    """Names and tickers of the `count` assets that are largest by market capitalisation, largest first."""
+    answer = await rest.get("/v3/assets", {"limit": count})
+    rows = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(rows, list):
+        raise RestBusy("/v3/assets: the answer has no list of assets")
+    assets = [(row.get("id"), row.get("symbol")) for row in rows if isinstance(row, dict)]
+    return [
+        (slug, ticker)
+        for slug, ticker in assets
+        if isinstance(slug, str) and isinstance(ticker, str) and NAME.fullmatch(slug)
+    ][:count]
+
+
+VENUE = Venue(
+    name=CoinCap.name,
+    instruments=of_table("{asset}", "USD"),
+    contiguous_ids=False,
+    feed=CoinCap,
+    rest_url=REST_URL,
+    all_symbol=ALL,
+)

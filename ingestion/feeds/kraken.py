@@ -11,14 +11,21 @@ does.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
-from ingestion.feeds import fields
+from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
-from ingestion.instruments import Instrument
-from ingestion.ticks import Control, Event, Ignored, Reject
+from ingestion.feeds.venue import Venue
+from ingestion.instruments import Instrument, of_table
+from ingestion.pairs import Pair, rows_with
+from ingestion.rest import Rest, RestBusy, RestRefused
+from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 
 URL = "wss://ws.kraken.com/v2"
+
+# REST has its own names of two currencies.
+REST_NAMES = {"BTC": "XBT", "DOGE": "XDG"}
+_SYMBOLS = {name: symbol for symbol, name in REST_NAMES.items()}
 
 _FIELDS = ("trade_id", "price", "qty", "timestamp")
 _OTHER_CHANNELS = {"status", "ticker", "book", "level3", "ohlc", "instrument"}
@@ -56,7 +63,7 @@ class Kraken:
         channel, trades = message.get("channel"), message.get("data")
         if channel == "trade":
             if not isinstance(trades, list):
-                return [Reject(received_ns, self.name, f"the trade channel's data is {fields.shown(trades)}", frame)]
+                return [Reject(received_ns, self.name, f"the trade channel's data is {fields.brief(trades)}", frame)]
             return [self._trade(trade, frame, received_ns) for trade in trades]
         if channel == "heartbeat":
             return [Control("heartbeat")]
@@ -64,15 +71,83 @@ class Kraken:
             return [Ignored(channel if channel in _OTHER_CHANNELS else "another channel")]
         if "method" in message or "error" in message:
             if message.get("error") is not None or message.get("success") is False:
-                return [Control("error", f"{fields.shown(message.get('error'))}"[:200])]
+                return [Control("error", f"{fields.brief(message.get('error'))}"[:200])]
             return [Control("subscribed")]
         return [Reject(received_ns, self.name, "neither a channel's message nor a reply", frame)]
 
     def _trade(self, trade: object, frame: bytes, received_ns: int) -> Event:
         if not isinstance(trade, dict):
-            return Reject(received_ns, self.name, f"a trade is {fields.shown(trade)}", frame)
+            return Reject(received_ns, self.name, f"a trade is {fields.brief(trade)}", frame)
         instrument = self._pairs.find(trade.get("symbol"))
         if instrument is None:
-            return Reject(received_ns, self.name, f"unknown symbol {fields.shown(trade.get('symbol'))}", frame)
+            return Reject(received_ns, self.name, f"unknown symbol {fields.brief(trade.get('symbol'))}", frame)
         event_ns = fields.utc_ns(trade.get("timestamp"))
         return fields.trade(self.name, instrument, trade, _FIELDS, event_ns, frame, received_ns)
+
+
+async def _pages(rest: Rest, trades: history.Trades, now_ns: Callable[[], int]) -> AsyncIterator[list[Tick | Reject]]:
+    """Since a time in nanoseconds, oldest first; about one request a second."""
+    if trades.before_ns is None:
+        raise RestRefused("Kraken is asked by time, and the time of the trade before the gap is not known")
+    base, _, quote = trades.instrument.symbol.partition("/")
+    pair = f"{REST_NAMES.get(base, base)}{quote}"
+    since = trades.before_ns - 1
+    while True:
+        answer = await rest.get("/0/public/Trades", {"pair": pair, "since": since, "count": history.PAGE})
+        page, last = _past_trades(answer)
+        names = ("id", "price", "volume", "time")
+        ticks = [history.trade(Kraken.name, trades, row, names, event_ns, now_ns()) for row, event_ns in page]
+        if ticks:
+            yield ticks
+        if not ticks or last <= since or max(tick.trade_id or 0 for tick in ticks) >= trades.last:
+            return
+        since = last
+
+
+def _past_trades(answer: object) -> tuple[list[tuple[dict[str, object], int | None]], int]:
+    """The trades of an answer with their times, and from where to go on."""
+    if not isinstance(answer, dict):
+        raise RestBusy("the answer is not an object")
+    errors = answer.get("error")
+    if isinstance(errors, list) and errors:
+        text = ", ".join(map(str, errors))[:200]
+        if any(str(one).startswith(("EGeneral:Too many", "EAPI:Rate", "EService")) for one in errors):
+            raise RestBusy(text)
+        raise RestRefused(text)
+    result = answer.get("result")
+    if not isinstance(result, dict) or not str(result.get("last", "")).isdecimal():
+        raise RestBusy("the answer has no trades")
+    trades = next((rows for name, rows in result.items() if name != "last" and isinstance(rows, list)), [])
+    rows: list[tuple[dict[str, object], int | None]] = []
+    for trade in trades:
+        if not isinstance(trade, list) or len(trade) < 7:
+            raise RestBusy("a trade of the answer has not seven fields")
+        row = {"price": trade[0], "volume": trade[1], "time": trade[2], "id": trade[6]}
+        rows.append((row, fields.epoch_ns(trade[2])))
+    return rows, int(str(result["last"]))
+
+
+async def _pairs(rest: Rest) -> list[Pair]:
+    """https://docs.kraken.com: GET /0/public/AssetPairs. Its wsname is v1's: v2 says BTC for XBT and DOGE for XDG."""
+    answer = await rest.get("/0/public/AssetPairs", {})
+    result = answer.get("result") if isinstance(answer, dict) else None
+    if not isinstance(result, dict):
+        raise RestBusy("/0/public/AssetPairs: the answer has no result")
+    pairs = []
+    for row in rows_with(list(result.values())):
+        base, separator, quote = str(row.get("wsname", "")).partition("/")
+        if separator and row.get("status") == "online":
+            base = _SYMBOLS.get(base, base)
+            pairs.append((f"{base}/{quote}", base, quote))
+    return pairs
+
+
+VENUE = Venue(
+    name=Kraken.name,
+    instruments=of_table("{ticker}/USD", "USD", without=("binance-coin",)),
+    contiguous_ids=True,
+    feed=lambda instruments, url, _: Kraken(instruments, url),
+    rest_url="https://api.kraken.com",
+    history=history.History(1.0, _pages),
+    pairs=_pairs,
+)

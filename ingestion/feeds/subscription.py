@@ -25,18 +25,18 @@ class Subscription:
         """`request` is the venue's way to ask for these names."""
         self._name_of = name_of
         self._request = request
-        self._known: dict[str, Instrument] = {}
-        self._wanted: dict[str, Instrument] = {}
+        self._all: dict[str, Instrument] = {}
+        self._subscribed: dict[str, Instrument] = {}
         self._want(instruments)
 
     @property
     def names(self) -> list[str]:
         """Of what is wanted."""
-        return list(self._wanted)
+        return list(self._subscribed)
 
     def find(self, name: object) -> Instrument | None:
         """What a frame is about. What was left may still send what was under way."""
-        return self._known.get(name) if isinstance(name, str) else None
+        return self._all.get(name) if isinstance(name, str) else None
 
     def frames(self, method: Method, names: Sequence[str]) -> list[str]:
         return [
@@ -52,11 +52,11 @@ class Subscription:
         """The frames that ask for these no more."""
         names = [self._name_of(instrument) for instrument in instruments]
         for name in names:
-            self._wanted.pop(name, None)
+            self._subscribed.pop(name, None)
         return self.frames("unsubscribe", names)
 
     def _want(self, instruments: Sequence[Instrument]) -> list[str]:
         added = {self._name_of(instrument): instrument for instrument in instruments}
-        self._known |= added
-        self._wanted |= added
+        self._all |= added
+        self._subscribed |= added
         return list(added)

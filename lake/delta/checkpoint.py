@@ -1,8 +1,8 @@
-"""Checkpoints of a Delta table's log: reading, in columns, what a log says; writing a checkpoint; cleaning the log.
+"""Checkpoints of a Delta table's log: reading a log in columns, writing a checkpoint, cleaning the log.
 
-A checkpoint has one row for each action that still counts: the live files, the files removed of late (tombstones,
-which VACUUM needs), and the newest of everything else. A busy table has hundreds of thousands of tombstones a day, so
-the rows stay in Arrow's columns: only live files that are asked for become Python objects.
+A checkpoint has one row per action still in force: the live files, the recently removed files (tombstones, which
+VACUUM needs), and the newest of everything else. A busy table gets hundreds of thousands of tombstones a day, so the
+rows stay in Arrow columns: only the live files that a caller needs become Python objects.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KINDS: dict[str, dict[str, pa.DataType]] = {
         "dataChange": pa.bool_(),
         "stats": pa.string(),
         "tags": _TEXTS,
-        # We write no file with one; TableLog sees here that a file has one.
+        # We write no deletion vectors; TableLog detects them here.
         "deletionVector": pa.struct(_VECTOR),
     },
     "remove": {
@@ -81,13 +81,13 @@ _DICTIONARIES = [
     for kind in ("add", "remove")
     for column in ("partitionValues.key_value.key", "partitionValues.key_value.value")
 ]
-"""Columns in which few values repeat: the others are written faster, and no longer, without a dictionary."""
+"""Columns with few distinct values. Without a dictionary the others are written faster, and take no more space."""
 
 _CHECKPOINT = re.compile(r"([0-9]{20})\.checkpoint(?:\.[0-9]{10}\.([0-9]{10}))?\.parquet")
 _NUMBERED = re.compile(r"\.?([0-9]{20})\.")
-"""Files of a version; hidden ones are drafts, and checksums that Hadoop keeps on local disks."""
+"""A file of a version. Hidden ones are drafts, or checksums that Hadoop keeps on local disks."""
 _FIRST = "0"
-"""Files of versions come after this name, hidden ones before it."""
+"""Sorts before every file of a version, and after hidden files."""
 _V2_CHECKPOINT = re.compile(r"([0-9]{20})\.checkpoint\.[0-9a-f-]{36}\.(?:json|parquet)")
 
 RETENTION_OF_TOMBSTONES = ("delta.deletedFileRetentionDuration", "interval 7 days")
@@ -97,18 +97,18 @@ _SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604
 _DAY_MILLIS = 86_400_000
 
 _PAGE = 1_000
-"""HDFS sends as many names at once."""
+"""HDFS lists so many names per answer."""
 _SEARCHED = 20_000
-"""So many names of a log are searched for a checkpoint in one call, some 0.2 s."""
+"""How many names one call searches for a checkpoint: some 0.2 s."""
 _DELETERS = 8
 
 
 class UnknownFormat(ValueError):
-    """A checkpoint of version 2 of Delta's format."""
+    """A checkpoint of Delta's checkpoint format 2, which we do not read."""
 
 
 class Checkpoint(NamedTuple):
-    """parts: how many files it has, which have numbers; 0: one file without a number; -1: of version 2."""
+    """parts: the number of its numbered files; 0: one file without a number; -1: checkpoint format 2."""
 
     version: int
     parts: int
@@ -124,7 +124,7 @@ class Checkpoint(NamedTuple):
 
 
 def checkpoint_of(name: str) -> Checkpoint | None:
-    """The checkpoint that the file of this name in a log is (a part of); None if it is another file."""
+    """The checkpoint to which a log file of this name belongs; None if to none."""
     if match := _CHECKPOINT.fullmatch(name):
         return Checkpoint(int(match[1]), int(match[2] or 0))
     if match := _V2_CHECKPOINT.fullmatch(name):
@@ -133,12 +133,12 @@ def checkpoint_of(name: str) -> Checkpoint | None:
 
 
 def rows_of_checkpoint(content: bytes, tombstones: bool) -> pa.Table:
-    """The rows of one file of a checkpoint, whoever has written it. tombstones: with them. Raises UnknownFormat."""
+    """The rows of one checkpoint file, of any writer. tombstones: include them. Raises UnknownFormat."""
     file = pq.ParquetFile(BytesIO(content))
     schema = file.schema_arrow
     if "checkpointMetadata" in schema.names:
         raise UnknownFormat
-    # Without the statistics and partitions that are parsed already: they are in JSON too.
+    # Skip the parsed statistics and partitions: the JSON has them too.
     kinds = [kind for kind in _KINDS if kind in schema.names and (tombstones or kind != "remove")]
     fields = {kind: {field.name for field in schema.field(kind).type} for kind in kinds}
     rows = file.read([f"{kind}.{name}" for kind, names in fields.items() for name in _KINDS[kind] if name in names])
@@ -146,13 +146,13 @@ def rows_of_checkpoint(content: bytes, tombstones: bool) -> pa.Table:
         if field.name not in fields:
             rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
     rows = rows.select(ROWS.names).cast(ROWS)
-    # Without rows of other kinds.
+    # Drop rows of other kinds.
     return rows.filter(pl.DataFrame({kind: _is_valid(rows, kind) for kind in _KINDS}).fold(pl.Series.__or__).to_arrow())
 
 
 def rows_of_commits(commits: Iterable[Sequence[dict[str, Any]]]) -> pa.Table:
-    """The rows that these commits add to those before; commits are oldest first."""
-    # A commit has no order: it may remove a file and add it again with other statistics.
+    """The actions of these commits as rows; commits are oldest first."""
+    # The actions of a commit are unordered: it may remove a file and add it again with other statistics.
     actions = [action for commit in commits for action in sorted(commit, key=lambda action: "remove" not in action)]
     return pa.Table.from_pylist([action for action in actions if not action.keys().isdisjoint(_KINDS)], schema=ROWS)
 
@@ -172,19 +172,19 @@ def newest_of_each(rows: pa.Table) -> pa.Table:
 
 
 def only(rows: pa.Table, kind: str) -> dict[str, Any]:
-    """The content of the only row of a kind, without what is null; empty if there is none."""
+    """The content of the only row of a kind, without nulls; empty if there is none."""
     for content in rows[kind].drop_null().to_pylist(maps_as_pydicts="strict"):
         return {name: value for name, value in content.items() if value is not None}
     return {}
 
 
 def has_vectors(rows: pa.Table) -> bool:
-    """Whether a file is added with a deletion vector."""
+    """Whether a live file has a deletion vector."""
     return bool(pc.any(pc.struct_field(rows["add"], "deletionVector").is_valid()).as_py())
 
 
 def adds(rows: pa.Table) -> Iterator[dict[str, Any]]:
-    """What the log says of each file that is added, without what is null."""
+    """The `add` action of each live file, without nulls."""
     for chunk in rows["add"].chunks:
         files = chunk.drop_null()
         columns = {
@@ -197,7 +197,7 @@ def adds(rows: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """The values of a column: those of a map as dictionaries, in a third of the time that to_pylist takes."""
+    """A column's values, maps as dictionaries; three times as fast as to_pylist."""
     if not pa.types.is_map(column.type):
         return list(column.to_pylist())
     keys, items, offsets = column.keys.to_pylist(), column.items.to_pylist(), column.offsets.to_pylist()
@@ -208,10 +208,10 @@ def _values(column: pa.Array) -> list[Any]:
 def reaching(rows: pa.Table, columns: Sequence[str], since: datetime) -> pa.Table:
     """The added files that may have a row in which one of these columns has a time of `since` or later.
 
-    A file is left out only if the statistics of all these columns say so.
+    A file is left out only if the statistics of all these columns rule it out.
     """
     files = rows.filter(pc.is_valid(rows["add"]))
-    # Statistics are cut to milliseconds.
+    # Statistics are truncated to milliseconds.
     before = since - timedelta(milliseconds=1)
     statistics = pl.col("stats").str
     highest = [
@@ -226,18 +226,18 @@ def reaching(rows: pa.Table, columns: Sequence[str], since: datetime) -> pa.Tabl
 
 
 class EncodedCheckpoint(NamedTuple):
-    """A checkpoint's file, and what `_last_checkpoint` says of it."""
+    """A checkpoint's file, and the content of `_last_checkpoint`, which points to it."""
 
     content: bytes
     pointer: bytes
 
 
 def encoded_checkpoint(version: int, rows: pa.Table, tombstones_since: int) -> EncodedCheckpoint:
-    """A checkpoint with these rows (`newest_of_each`), without tombstones of before a time.
+    """A checkpoint with these rows (`newest_of_each`), without tombstones older than `tombstones_since`.
 
     Times are in milliseconds since 1970.
     """
-    # A tombstone without a time is one of 1970 to Delta.
+    # Delta dates a tombstone without a time to 1970.
     removed = pl.DataFrame(
         {"is": _is_valid(rows, "remove"), "at": _column(rows, "remove", "deletionTimestamp").fill_null(0)}
     )
@@ -256,7 +256,7 @@ def encoded_checkpoint(version: int, rows: pa.Table, tombstones_since: int) -> E
 
 
 def _without_change(files: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Adds or removes that change nothing by themselves: a stream that reads a checkpoint sees the files only."""
+    """The same adds or removes with dataChange false, as Delta wants them in a checkpoint."""
     chunks = []
     for chunk in files.chunks:
         columns = dict(zip(chunk.type.names, chunk.flatten(), strict=True))
@@ -278,15 +278,15 @@ def _is_valid(rows: pa.Table, kind: str) -> pl.Series:
 
 
 def expired_before(configuration: Mapping[str, str], retention: tuple[str, str], now: int) -> int:
-    """What is of before this time has expired, by a property of the table; times in milliseconds since 1970.
+    """The time before which things have expired, by a property of the table; in milliseconds since 1970.
 
-    0 if we cannot read the property: then everything is kept.
+    0, so that nothing expires, if we cannot parse the property.
     """
     name, default = retention
     text = configuration.get(name, default)
     words = text.lower().removeprefix("interval ").split()
     try:
-        # Of nothing, Python's zip makes an interval of 0 seconds.
+        # zip of no words would make an interval of 0 seconds.
         units = zip(words[::2], words[1::2], strict=True) if words else [("", "")]
         return now - 1_000 * sum(int(number) * _SECONDS[unit.removesuffix("s")] for number, unit in units)
     except (ValueError, KeyError):
@@ -295,25 +295,25 @@ def expired_before(configuration: Mapping[str, str], retention: tuple[str, str],
 
 
 class LogCleaner:
-    """Deletes the files of a log that nobody needs any more. folder: the URL of the log.
+    """Deletes log files that no reader needs any more. folder: the URL of the log.
 
-    Where a checkpoint has expired, so has every version before it: what is needed for those only may go. A file's own
-    age counts, not its version's place, so that a log that was copied is kept as a new one.
+    Once a checkpoint has expired, the versions before it have too, and files that only they need may go. A file's own
+    modification time counts: a copied log is kept as long as a new one.
     """
 
     def __init__(self, files: Files, folder: str) -> None:
         self._files, self._folder = files, folder
-        # Names up to `searched` have expired; `superseding` is the version of the last checkpoint among them.
+        # Files up to the name `searched` have expired; `superseding` is the version of the last checkpoint among them.
         self._expired_before = 0
         self._searched, self._superseding = _FIRST, -1
 
     def clean(self, expired_before: int, now: int, limit: int) -> int:
-        """Delete files older than a time, the oldest first; at most `limit`. How many they were.
+        """Delete at most `limit` files older than a time, the oldest first, and return their number.
 
-        A log that was left alone for long takes several calls: each looks at a bounded part of it.
+        A log that was not cleaned for long takes several calls: each reads a bounded part of it.
         """
         if expired_before < self._expired_before:
-            # The log is to be kept for longer than it was.
+            # The retention has become longer.
             self._searched, self._superseding = _FIRST, -1
         self._expired_before = expired_before
         self._search(expired_before)
@@ -323,19 +323,19 @@ class LogCleaner:
         return len(names)
 
     def _search(self, expired_before: int) -> None:
-        """Find the newest checkpoint that has expired."""
+        """Find the newest expired checkpoint."""
         parts = Counter[Checkpoint]()
         for status in itertools.islice(self._listed(self._searched), _SEARCHED):
             if not status.name[0].isdigit() or status.modified >= expired_before:
                 return
             self._searched = status.name
-            if found := checkpoint_of(status.name):
-                parts[found] += 1
-                if parts[found] >= found.parts:
-                    self._superseding = found.version
+            if checkpoint := checkpoint_of(status.name):
+                parts[checkpoint] += 1
+                if parts[checkpoint] >= checkpoint.parts:
+                    self._superseding = checkpoint.version
 
     def _deletable(self, expired_before: int, now: int) -> Iterator[str]:
-        """The names of files that may go, in order: first drafts that a killed process has left."""
+        """The names of deletable files, in order: first the drafts of killed processes."""
         for status in self._listed(""):
             is_hidden, numbered = status.name.startswith("."), _NUMBERED.match(status.name)
             is_superseded = numbered is not None and int(numbered[1]) < self._superseding
@@ -346,7 +346,7 @@ class LogCleaner:
                 yield status.name
 
     def _listed(self, after: str) -> Iterator[FileStatus]:
-        """What is in the log after a name, listed as far as it is asked for."""
+        """The log's files after a name, listed lazily."""
         while page := self._files.list(self._folder, after, _PAGE):
             yield from page
             if len(page) < _PAGE:

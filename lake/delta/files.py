@@ -1,10 +1,10 @@
-"""The lake's files, on HDFS or on the local disk, by Python alone: the one way to them for drivers and executors.
+"""The lake's files, on HDFS or the local disk, in pure Python: drivers and executors use nothing else.
 
-HDFS answers over WebHDFS. We speak it with urllib3 itself: a write takes 1.3 ms of CPU, where the `hdfs` package takes
-3 ms, and a micro-batch of 150 ms does some 14 file operations. `file:` is for lakes on one machine, and for tests.
+HDFS answers over WebHDFS. We use urllib3 directly: a write takes 1.3 ms of CPU instead of the `hdfs` package's 3 ms,
+and a micro-batch of 150 ms does some 14 file operations. `file:` is for lakes on one machine, and for tests.
 
-Every method takes whole URLs: `hdfs://HOST:PORT/path` or `file:/path`. As in Hadoop's own paths, a `%` or a `?` in the
-path is just a character of a name.
+Every method takes whole URLs: `hdfs://HOST:PORT/path` or `file:/path`. As in Hadoop's own paths, `%` and `?` have
+no special meaning in a path.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 READ_AHEAD = 1 << 20
-"""How many bytes an opened file reads at least, at a time."""
+"""The fewest bytes that an opened file reads at once."""
 PATIENCE_SECONDS = 60.0
-"""How long we retry. A NameNode that starts again is back by then; a longer outage ends the job, which may restart."""
+"""How long we retry. A restarted NameNode is back by then; a longer outage ends the job, which can be restarted."""
 FINAL = (
     *("AccessControlException", "AuthorizationException", "SecurityException", "QuotaExceededException"),
     *("InvalidPathException", "IllegalArgumentException", "ParentNotDirectoryException"),
     *("PathIsNotEmptyDirectoryException", "UnsupportedOperationException", "out of the range"),
 )
-"""Java exceptions, and one text of a plain IOException, after which a retry is of no use."""
+"""Java exceptions, and one message of a plain IOException, for which a retry is useless."""
 
 
 class UnknownStore(ValueError):
-    """A lake's root that is neither on HDFS nor on the local disk."""
+    """The lake's root is neither on HDFS nor on the local disk."""
 
 
 class StoreError(OSError):
-    """The store refuses an operation; the message has its reason."""
+    """The store refuses an operation; the message has the reason."""
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer, or answers that it cannot yet: raised after PATIENCE_SECONDS of retries."""
+    """The store does not answer, or is not ready: raised after PATIENCE_SECONDS of retries."""
 
 
 class QuotaExceeded(StoreError):
@@ -68,45 +68,45 @@ class FileStatus:
 
 
 class Files(Protocol):
-    """Files of one store; may be sent to executors.
+    """Files of one store; can be pickled for executors.
 
-    Every method raises StoreError where the store refuses (QuotaExceeded, or no permission: at once) or does not answer
-    for a minute (StoreUnavailable); on the local disk another OSError.
+    Every method raises StoreError if the store refuses (at once for a quota or a missing permission) or does not answer
+    for a minute (StoreUnavailable); the local disk raises other OSErrors.
     """
 
     def read(self, url: str, offset: int = 0, length: int | None = None) -> bytes:
         """The bytes of a file from an offset on, at most `length`. Raises FileNotFoundError if it is absent."""
 
     def open(self, url: str, size: int) -> io.BufferedReader:
-        """A file of `size` bytes, to be read in parts of at least READ_AHEAD bytes. Reading raises as `read`."""
+        """A file of `size` bytes, read in parts of at least READ_AHEAD bytes. Reading raises as `read`."""
 
     def write(self, url: str, content: bytes) -> None:
-        """Write a file, and the folders above it; replaces a file that is there. A reader may see a part of it."""
+        """Write a file and the folders above it; an existing file is replaced. A reader may see a part of it."""
 
     def create(self, url: str, content: bytes) -> bool:
-        """Create a file, which appears whole or not at all; False, and nothing changes, if it exists already."""
+        """Create a file atomically; False, without a change, if it exists already."""
 
     def replace(self, url: str, content: bytes) -> None:
         """As `write`, but a reader sees the whole old file or the whole new one."""
 
     def rename(self, url: str, to: str) -> bool:
-        """Rename a file or folder; False, and nothing changes, if it or the target's folder is absent or `to` exists.
+        """Rename a file or folder; False, without a change, if it or the target's folder is absent or `to` exists.
 
-        On HDFS also False if a first request succeeded and its answer was lost.
+        On HDFS also False if a first request succeeded but its answer was lost.
         """
 
     def list(self, url: str, after: str = "", limit: int | None = None) -> builtins.list[FileStatus]:
-        """What is in a folder, by name, of names above `after`, the first `limit` of them; [] if it is absent."""
+        """A folder's entries by name: the first `limit` after the name `after`; [] if the folder is absent."""
 
     def exists(self, url: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Whether the file or folder exists."""
 
     def delete(self, url: str, recursive: bool = False) -> None:
-        """Delete a file, or a folder if it is empty or `recursive`; nothing happens if it is absent."""
+        """Delete a file, or a folder if it is empty or `recursive`; no error if it is absent."""
 
 
 def files_of(root: str, webhdfs_url: str) -> Files:
-    """The files of a lake's root, as the user that this process is to Hadoop. Raises UnknownStore.
+    """The files of a lake's root, accessed as this process's Hadoop user. Raises UnknownStore.
 
     webhdfs_url: of the NameNode, or of several, separated by semicolons; unused for `file:`.
     """
@@ -181,7 +181,7 @@ class LocalDisk:
             for entry in sorted((entry for entry in entries if entry.name > after), key=lambda entry: entry.name):
                 if len(statuses) == limit:
                     break
-                # A file may go between the listing and its status.
+                # The file may be deleted after the listing.
                 with suppress(FileNotFoundError):
                     status, is_folder = entry.stat(), entry.is_dir()
                     size = 0 if is_folder else status.st_size
@@ -205,8 +205,8 @@ class LocalDisk:
 class WebHdfs:
     """Files of `hdfs:` URLs, over WebHDFS; see Files.
 
-    webhdfs_url: of the NameNode, or of several, separated by semicolons. user: whom Hadoop takes us for.
-    patience_seconds: how long an operation is retried; 0 for one try.
+    webhdfs_url: of the NameNode, or of several, separated by semicolons. user: Hadoop's user name.
+    patience_seconds: how long an operation is retried; 0: never.
     """
 
     webhdfs_url: str
@@ -218,7 +218,7 @@ class WebHdfs:
         try:
             return self._ask("GET", "OPEN", url, noredirect="true", offset=offset, **limit)
         except StoreError as error:
-            # HDFS refuses an offset at or behind the end; Python's files have no bytes there.
+            # HDFS refuses an offset at or after the end; Python's files return no bytes there.
             if "out of the range" in str(error):
                 return b""
             raise
@@ -227,14 +227,14 @@ class WebHdfs:
         return io.BufferedReader(_Parts(self, url, size), READ_AHEAD)
 
     def write(self, url: str, content: bytes) -> None:
-        # With overwrite also over what a try has left that failed half-way.
+        # Overwrite: a failed attempt may have left a part of the file.
         self._ask("PUT", "CREATE", url, content, noredirect="true", overwrite="true")
 
     def create(self, url: str, content: bytes) -> bool:
         draft, created = _draft_of(url), False
         try:
             self.write(draft, content)
-            # A rename whose answer was lost is refused at the retry, and the draft is gone: it is the file.
+            # If a rename's answer was lost, the retry is refused: the file is ours if the draft is gone.
             created = self.rename(draft, url) or (not self.exists(draft) and self.exists(url))
         finally:
             if not created:
@@ -242,33 +242,33 @@ class WebHdfs:
         return created
 
     def replace(self, url: str, content: bytes) -> None:
-        draft, done = _draft_of(url), False
+        draft, is_renamed = _draft_of(url), False
         try:
             self.write(draft, content)
-            with suppress(FileNotFoundError):  # Of a retry, after an answer that was lost.
+            with suppress(FileNotFoundError):  # A retry after a lost answer.
                 self._ask("PUT", "RENAME", draft, destination=_path(url), renameoptions="OVERWRITE")
-            done = True
+            is_renamed = True
         finally:
-            if not done:
+            if not is_renamed:
                 self._discard(draft)
 
     def _discard(self, draft: str) -> None:
-        """Delete a draft, if the store answers at once: what became of the operation is known already."""
+        """Delete a draft, if the store answers at once. The operation's result does not depend on it."""
         with suppress(OSError):
             replace(self, patience_seconds=0).delete(draft)
 
     def rename(self, url: str, to: str) -> bool:
         try:
-            # With an option WebHDFS never moves into a folder of the target's name, and says why it refuses.
+            # With this option WebHDFS never moves into a folder of the target's name, and explains a refusal.
             answer = self._ask("PUT", "RENAME", url, destination=_path(to), renameoptions="NONE")
         except (FileNotFoundError, FileExistsError):
             return False
-        # Of a gateway that does not know the option.
+        # A gateway that ignores the option answers false.
         return b"false" not in answer
 
     def list(self, url: str, after: str = "", limit: int | None = None) -> builtins.list[FileStatus]:
         statuses: builtins.list[FileStatus] = []
-        # HDFS answers with some thousand at a time, by a setting of its own.
+        # HDFS lists some thousand entries per answer (its dfs.ls.limit).
         while True:
             # Hadoop 3.5 knows the parameter in lower case only, its documents in mixed case only.
             start: dict[str, Any] = {"startafter": after, "startAfter": after} if after else {}
@@ -296,7 +296,7 @@ class WebHdfs:
     def _ask(self, method: str, operation: str, url: str, body: bytes | None = None, **options: str | int) -> bytes:
         """Do an operation, with retries, and return the answer.
 
-        With noredirect the NameNode answers where the data is, and a DataNode does the rest.
+        With noredirect the NameNode returns the DataNode's URL, and we send the data there.
         """
         query = urlencode({"op": operation, "user.name": self.user, **options})
         resource = f"/webhdfs/v1{quote(_path(url))}?{query}"
@@ -331,7 +331,7 @@ def _retries(patience_seconds: float) -> Retrying:
 
 
 class _NameNodes:
-    """The NameNodes' URLs, the one that answered last first, and the connections to them and to DataNodes."""
+    """The NameNodes' URLs, the last that answered first, and the connections to them and to DataNodes."""
 
     def __init__(self, urls: str) -> None:
         self.urls = [url.strip().rstrip("/") for url in urls.split(";")]
@@ -339,7 +339,7 @@ class _NameNodes:
         self._pool = urllib3.PoolManager(num_pools=64, maxsize=16, retries=False, timeout=timeout)
 
     def switch(self) -> None:
-        """Let the next NameNode be the first."""
+        """Try the next NameNode first from now on."""
         self.urls = self.urls[1:] + self.urls[:1]
 
     def send(self, method: str, url: str, body: bytes | None = None) -> bytes:
@@ -356,7 +356,7 @@ class _NameNodes:
 
 @cache
 def _name_nodes(urls: str, process: int) -> _NameNodes:
-    """The connections of a process: a forked one must not share its parent's."""
+    """The connections of a process: a forked process must not share its parent's."""
     return _NameNodes(urls)
 
 
@@ -366,10 +366,10 @@ def _error(status: int, content: bytes) -> OSError:
         remote = json.loads(content)["RemoteException"]
         kind, reason = str(remote["exception"]), str(remote["message"]).partition("\n")[0]
     except (ValueError, KeyError, TypeError):
-        # Not from WebHDFS itself, but from what is before it.
+        # Not from WebHDFS itself, but from a proxy in front of it.
         message = f"HTTP status {status}: {content[:200].decode(errors='replace')}"
         return StoreUnavailable(message) if status >= 500 else StoreError(message)
-    # A server may have wrapped the exception into another one.
+    # A server may have wrapped the exception in another one.
     text = f"{kind}: {reason}"
     if "FileNotFoundException" in text:
         return FileNotFoundError(reason)
@@ -389,7 +389,7 @@ def _status(status: dict[str, Any]) -> FileStatus:
 
 
 class _Parts(io.RawIOBase):
-    """A file of which each read asks the store for a part."""
+    """A file whose reads each fetch a part from the store."""
 
     def __init__(self, files: Files, url: str, size: int) -> None:
         self._files, self._url, self._size, self._at = files, url, size, 0
@@ -417,17 +417,17 @@ class _Parts(io.RawIOBase):
 
 
 def _path(url: str) -> str:
-    """The path of a URL: after the scheme, and the authority if there is one."""
+    """A URL's path, without scheme and authority."""
     path = url.partition(":")[2]
     return "/" + path[2:].partition("/")[2] if path.startswith("//") else path
 
 
 def _forget_checksum(path: Path) -> None:
-    """Hadoop keeps a checksum beside each local file that it has written, and refuses the file once that is not its."""
+    """Delete the checksum that Hadoop keeps beside a local file: Hadoop refuses a file that does not match it."""
     path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
 
 
 def _draft_of(url: str) -> str:
-    """The URL of a hidden file beside a file, which Spark, Delta and DuckDB pass over."""
+    """The URL of a hidden file beside a file; Spark, Delta and DuckDB ignore it."""
     folder, _, name = url.rpartition("/")
     return f"{folder}/.{name}.{uuid4()}.tmp"

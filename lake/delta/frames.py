@@ -1,4 +1,4 @@
-"""Rows of a table as Polars frames: of the table's types, read from its files, by spans of time, and cut into files."""
+"""A table's rows as Polars frames: cast to its types, read from its files, grouped by span, split into files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lake.delta.log import DataFile
 from lake.delta.parquet import arrow_schema
 from lake.tables import Table
 
-# A file that has so many rows gets no further span. A change of one row writes a file of about so many again.
+# A file with so many rows gets no further span. So a change of one row rewrites about so many rows.
 ROWS_A_FILE = 1_000
 
 
@@ -24,7 +24,7 @@ def schema_of(table: Table) -> pl.Schema:
 
 
 def typed(table: Table, rows: pl.DataFrame) -> pl.DataFrame:
-    """The table's columns of the rows; those that it has got since the rows were written are null."""
+    """The rows with the table's columns and types; columns newer than the rows are null."""
     schema = schema_of(table)
     absent = [pl.lit(None, kind).alias(name) for name, kind in schema.items() if name not in rows.columns]
     return rows.with_columns(absent).select(schema.names()).cast(schema)
@@ -34,22 +34,22 @@ def read_rows(files: Files, table: Table, file: DataFile) -> pl.DataFrame:
     """All rows of a data file. Raises FileNotFoundError, StoreError."""
     rows = pl.from_arrow(pq.ParquetFile(io.BytesIO(files.read(file.path))).read())
     assert isinstance(rows, pl.DataFrame)
-    # Spark may have written the columns that the table is partitioned by into the file too.
+    # Spark may have written the partition columns into the file too.
     partition = {name: pl.lit(date.fromisoformat(day)) for name, day in file.add["partitionValues"].items()}
     return typed(table, rows.with_columns(**partition))
 
 
 def span_of(table: Table, column: str = "") -> pl.Expr:
-    """The span of a row. column: of its time; default: the table's own."""
+    """A row's span. column: its time; default: the table's file_time."""
     if table.file_span is None:
         return pl.lit(0, pl.Int64)
     return pl.col(column or table.file_time).cast(pl.Int64) // table.span_micros
 
 
 def cut(table: Table, rows: pl.DataFrame, is_interrupted: Callable[[int, int], bool]) -> list[pl.DataFrame]:
-    """The rows by files: consecutive whole spans of one partition, until there are ROWS_A_FILE.
+    """Split rows into files: each has consecutive whole spans of one partition, until it has ROWS_A_FILE rows.
 
-    is_interrupted: whether a file that stays may hold a span from one to before another.
+    is_interrupted(first, end): whether a file that stays may hold a span from `first` to before `end`.
     """
     if rows.is_empty():
         return []

@@ -1,7 +1,6 @@
-"""Who writes a lake: a file at its root that the writer renews, so that a second one notices and leaves it alone.
+"""The lease of a lake: a file at its root that the writer renews, so that a second job notices it and ends.
 
-This is politeness, not safety: two writers that both believe in their lease cannot both write, since the writer of the
-tables fences the older one at each commit.
+Correctness does not depend on it: at each commit the newer writer fences the older one, even if both hold a lease.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 RENEWAL_SECONDS = 3.0
 PATIENCE_SECONDS = 15.0
-"""A writer that has not renewed its lease for so long is taken to be gone."""
+"""A lease not renewed for so long belongs to a dead writer."""
 _RELEASE_SECONDS = 5.0
-"""A store that is away does not keep a job from ending: the next writer waits for PATIENCE_SECONDS instead."""
+"""A job ends without giving its lease back if the store does not answer; the next writer then waits."""
 
 
 class LakeInUse(RuntimeError):
@@ -46,7 +45,7 @@ class Lease:
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def acquire(self) -> None:
-        """Take the lease, from nobody or from a writer that is gone. Raises LakeInUse if it is alive, and OSError."""
+        """Take the lease if it is free or its holder is dead. Raises LakeInUse if the holder is alive, and OSError."""
         holder = self._read()
         if holder is not None and not _is_gone(holder):
             logger.info("%s has the lease of %s: waiting whether it is alive", _name(holder), self._root)
@@ -65,7 +64,7 @@ class Lease:
         self._renewer.start()
 
     def release(self) -> None:
-        """Stop to renew; give the lease back if it is still this writer's. Takes some seconds if the store is away."""
+        """Stop renewing, and delete the lease if it is still ours. Takes some seconds if the store does not answer."""
         self._released.set()
         if self._renewer.is_alive():
             self._renewer.join(_RELEASE_SECONDS)
@@ -75,7 +74,7 @@ class Lease:
             logger.warning("the lease of %s is not given back: %s", self._root, error)
 
     def _give_back(self) -> None:
-        # Nobody writes it now: a file that cannot be read is not ours.
+        # We no longer write the file: if it is not valid JSON, it is another writer's.
         holder = self._read(tries=1)
         if holder is not None and holder["id"] == self._holder["id"]:
             self._files.delete(self.url)
@@ -89,7 +88,7 @@ class Lease:
                 if not self._released.is_set():
                     self._write()
             except OSError as error:
-                # The store is away for a while: the job notices by itself, or does not need it meanwhile.
+                # A store's outage is the job's concern, if it needs the store meanwhile.
                 logger.warning("the lease of %s cannot be renewed: %s", self._root, error)
 
     def _write(self) -> None:
@@ -98,9 +97,9 @@ class Lease:
         self._files.replace(self.url, content)
 
     def _read(self, tries: int = 50) -> dict[str, Any] | None:
-        """Who has the lease; None if nobody has, or if the file cannot be understood after so many tries.
+        """The lease's holder; None if there is none, or if the file is not valid JSON after so many tries.
 
-        A writer of an earlier version replaces the file in place: then we may read a half of it, and read again.
+        A writer of an earlier version overwrites the file in place: we may read half of it, and so read it again.
         """
         for _ in range(tries):
             try:

@@ -1,4 +1,4 @@
-"""The live files of a table whose rows change, found by the spans of time that they hold."""
+"""The live files of a table whose rows change, indexed by span of time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lake.delta.log import DataFile
 from lake.tables import Table
 from lake.times import to_micros
 
-# Files are looked up by cells of so many spans, so that neither many short files nor a long one cost much.
+# The index has cells of so many spans: many short files and one long file are both cheap.
 SPANS_A_CELL = 256
 
 
 class LiveFiles:
-    """The files of one version of a table, by span (lake.tables.Table.span)."""
+    """The files of one version of a table, indexed by span (lake.tables.Table.span)."""
 
     def __init__(self, table: Table, files: Iterable[DataFile]) -> None:
         self._table = table
         self._files: dict[str, tuple[DataFile, range | None]] = {}
         self._cells: dict[int, dict[str, None]] = defaultdict(dict)
-        # Files whose statistics lack the time may hold any span.
+        # A file whose statistics lack the time may hold any span.
         self._unknown: dict[str, None] = {}
         self._lock = threading.RLock()
         self.add(files)
@@ -36,7 +36,7 @@ class LiveFiles:
             return [file for file, _ in self._files.values()]
 
     def add(self, files: Iterable[DataFile]) -> None:
-        """Have these files too. One that is there already, as after ANALYZE, gets its new statistics."""
+        """Add files. A file that is live already, as after ANALYZE, gets its new statistics."""
         with self._lock:
             for file in files:
                 path, spans = file.add["path"], self._spans_of(file)
@@ -49,13 +49,13 @@ class LiveFiles:
                         self._cells[cell][path] = None
 
     def replace(self, paths: Iterable[str], files: Iterable[DataFile]) -> None:
-        """Have these files in the place of those at the paths: no reader sees neither."""
+        """Replace the files at these paths in one step for readers of other threads."""
         with self._lock:
             self.remove(paths)
             self.add(files)
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Forget the files at these paths, as the log has them."""
+        """Remove the files at these paths, as the log names them."""
         with self._lock:
             for path in paths:
                 _, spans = self._files.pop(path, (None, None))
@@ -104,7 +104,7 @@ class LiveFiles:
             ends = [values[self._table.file_time] for values in (file.lowest, file.highest)]
         except KeyError:
             return None
-        # Statistics are cut to milliseconds, and no span ends within one.
+        # Statistics are truncated to milliseconds; no span ends within a millisecond.
         first, last = (self._table.span(to_micros(datetime.fromisoformat(text))) for text in ends)
         return range(first, last + 1)
 

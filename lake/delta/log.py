@@ -1,10 +1,10 @@
-"""A Delta table's log: what its commits say, which files its versions have, and commits of exactly the files we want.
+"""A Delta table's log: reading commits, the files of a version, and committing a given set of files.
 
-A commit is one JSON file in the log, created as the next version or not at all; of two writers that want the same
-version one is refused, and sees what the other did. Delta's own writers begin with the table's whole state, which is
-a Spark job for each table and each start, and end with another read of the log. A writer that knows the version that
-it follows, and which files it adds and removes, needs neither. What Delta's protocol asks of a writer beyond that
-depends on the table's features: we write only tables with none but FEATURES.
+A commit is one JSON file, created atomically as the next version. If two writers create the same version, one is
+refused and reads the other's commit. Delta's own writers first load the table's whole state, a Spark job per table and
+start, and read the log again after each commit. A writer that knows the last version and the files that it adds and
+removes needs neither. Delta's protocol has further duties for tables with features: we write only tables with no
+features but FEATURES.
 """
 
 from __future__ import annotations
@@ -47,32 +47,32 @@ from lake.delta.files import Files
 from lake.delta.parquet import EncodedFile
 
 FEATURES = {"appendOnly", "invariants"}
-"""Table features that a writer here honours: it only appends where rows may only be appended, as_stored checks for null
-what must not be null, and lake.tables has no other constraints."""
+"""Table features that we support: we remove no rows from append-only tables, as_stored checks nullability, and
+lake.tables has no other constraints."""
 PROTOCOL = {"minReaderVersion": 1, "minWriterVersion": 2}
-"""What says of a table that it has these and no others."""
+"""Declares these features and no others."""
 _COMMIT = re.compile(r"([0-9]{20})\.json")
 _READERS = 8
 """How many threads read commits: each waits for HDFS most of the time."""
 _COMMITS = 500
-"""So many commits are in memory as Python objects at a time."""
+"""How many commits are in memory as Python objects at once."""
 DELETIONS = 2_000
-"""So many files a checkpoint deletes at most: a second or two on HDFS. Some fifty are due each time."""
+"""The most files that a checkpoint deletes: a second or two on HDFS. Usually some fifty have expired."""
 
 Action = dict[str, Any]
 
 
 class CannotWrite(RuntimeError):
-    """The table has features that the lake's writer does not know."""
+    """The table has features that the lake's writer does not support."""
 
 
 class LogIncomplete(FileNotFoundError):
-    """A commit is missing that the version needs."""
+    """The log lacks a commit that the version needs."""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file of a table: what the log says of it (`add`), and where it is: a URL, with names decoded."""
+    """A data file of a table: its `add` action in the log, and its URL with names decoded."""
 
     add: Action
     path: str
@@ -88,17 +88,17 @@ class DataFile:
 
     @property
     def highest(self) -> dict[str, Any]:
-        """As `lowest`. Times are cut to milliseconds: a row may be up to a millisecond above."""
+        """As `lowest`. Times are truncated to milliseconds: a row may be up to a millisecond above."""
         return self._statistics.get("maxValues") or {}
 
     @property
     def nulls(self) -> dict[str, int]:
-        """How many nulls each column with statistics has."""
+        """The number of nulls in each column with statistics."""
         return self._statistics.get("nullCount") or {}
 
     @property
     def rows(self) -> int:
-        """By its statistics; 0 if they do not say."""
+        """The number of rows; 0 if the statistics lack it."""
         return int(self._statistics.get("numRecords") or 0)
 
     @property
@@ -130,14 +130,14 @@ class State:
 
 
 class _Replay(NamedTuple):
-    """A version, and what the actions up to it leave: a row each, see `newest_of_each`."""
+    """A version, and the actions in force at it as rows; see `newest_of_each`."""
 
     version: int
     rows: pa.Table
 
 
 class TableLog:
-    """The log of the Delta table at a URL (`path`). Methods raise StoreError if the store refuses, or is away."""
+    """The log of the Delta table at a URL (`path`). Methods raise StoreError (see Files)."""
 
     def __init__(self, files: Files, url: str) -> None:
         self.path = url
@@ -148,7 +148,7 @@ class TableLog:
     def newest(self, after: int | None = None) -> int:
         """The number of the newest version; -1 if there is no table.
 
-        after: a version that exists. From there we ask for one version after the other, instead of for a listing.
+        after: a version that exists. We then try the following versions one by one instead of listing the log.
         """
         if after is None:
             return self._list(self._last_checkpoint())[0]
@@ -157,13 +157,13 @@ class TableLog:
         return after
 
     def has(self, version: int) -> bool:
-        """Whether there is a commit of this number."""
+        """Whether the log has this version's commit."""
         return self._files.exists(self._commit(version))
 
     def actions(self, version: int) -> list[Action]:
-        """What a commit says: each a mapping of its kind (`add`, `remove`, `commitInfo`, ...) to its content.
+        """A commit's actions: each maps its kind (`add`, `remove`, `commitInfo`, ...) to its content.
 
-        Raises LogIncomplete if it is missing.
+        Raises LogIncomplete if the commit is missing.
         """
         try:
             content = self._files.read(self._commit(version))
@@ -174,13 +174,13 @@ class TableLog:
         return [json.loads(line) for line in content.split(b"\n") if line.strip()]
 
     def metadata(self, version: int) -> dict[str, Any]:
-        """The metadata that `put` got for a commit; empty for a commit of another writer."""
+        """The metadata that `put` stored in a commit; empty for another writer's commit."""
         return metadata_of(self.actions(version))
 
     def create(
         self, description: str, schema_json: str, partitioned_by: Sequence[str], properties: Mapping[str, str]
     ) -> bool:
-        """Create the table, without rows, as version 0; False if there is one. schema_json: see delta_schema."""
+        """Create the empty table as version 0; False if it exists. schema_json: see delta_schema."""
         commit_info = {
             "timestamp": _now(),
             "operation": "CREATE TABLE",
@@ -212,10 +212,10 @@ class TableLog:
         application: tuple[str, int] | None = None,
         data_change: bool = True,
     ) -> bool:
-        """Commit as a version; False if that is taken.
+        """Commit as this version; False if it exists already.
 
-        application: whose commit it is to Delta, and of which epoch. data_change: False if rows only move between
-        files; streams that read the table then pass over the commit.
+        application: the writer's name for Delta, and its epoch. data_change: False if rows only move between files;
+        streams that read the table then skip the commit.
         """
         adds = [{"add": {**file.add, "dataChange": data_change}} for file in added]
         removes = [{"remove": file.removed(data_change)} for file in removed]
@@ -233,15 +233,15 @@ class TableLog:
         return self._put(version, actions)
 
     def _put(self, version: int, actions: Iterable[Action]) -> bool:
-        """Make a commit of these actions; False if the version is taken."""
+        """Commit these actions; False if the version exists already."""
         content = "".join(json.dumps(action) + "\n" for action in actions)
         return self._files.create(self._commit(version), content.encode())
 
     def state(self, version: int | None = None) -> State:
         """The state of a version, or of the newest.
 
-        Raises LogIncomplete if a commit is missing or there is no table, and CannotWrite if the state is kept in a way
-        that we do not read: deletion vectors, or a checkpoint of version 2 (of Delta's format).
+        Raises LogIncomplete if a commit or the table is missing, and CannotWrite if the table has deletion vectors or
+        checkpoints of Delta's format 2, which we do not read.
         """
         version, rows = self._replay(version)
         return State(
@@ -259,7 +259,7 @@ class TableLog:
     def files_since(self, columns: Sequence[str], since: datetime) -> list[DataFile]:
         """The newest version's files that may have a row in which one of these columns has a time of `since` or later.
 
-        A file is left out only if its statistics of all these columns say so. Raises as `state`.
+        A file is left out only if its statistics of all these columns rule it out. Raises as `state`.
         """
         return [self.file(add) for add in adds(reaching(self._replay().rows, columns, since))]
 
@@ -268,7 +268,7 @@ class TableLog:
         return _configuration(self._replay().rows).get(name)
 
     def check_writable(self, actions: Iterable[Action]) -> bool:
-        """Whether these actions say what the table asks of its writers. Raises CannotWrite."""
+        """Whether these actions contain the table's protocol. Raises CannotWrite if we do not support it."""
         for protocol in _of_kind(actions, "protocol"):
             version, features = protocol["minWriterVersion"], set(protocol.get("writerFeatures") or ())
             if version > 2 and (version < 7 or features - FEATURES):
@@ -281,32 +281,32 @@ class TableLog:
         return False
 
     def add(self, file: EncodedFile) -> DataFile:
-        """Write a data file, which belongs to the table once it is committed."""
+        """Write a data file. It joins the table with its commit."""
         self._files.write(f"{self.path}/{file.name}", file.content)
         return self.file(file.action)
 
     def file(self, add: Action) -> DataFile:
-        """A file that is there already, of which the log says or will say this."""
+        """The data file of an `add` action."""
         path = unquote(add["path"])
         is_whole = path.startswith("/") or re.match(r"[a-z][a-z0-9+.-]*:/", path)
         return DataFile(add, path if is_whole else f"{self.path}/{path}")
 
     def checkpoint(self, version: int | None = None, now: int | None = None, deletions: int = DELETIONS) -> None:
-        """Write the state of a version, or of the newest, as one file, and delete log files that nobody needs any more.
+        """Write the state of a version, or of the newest, as one file, and delete expired log files.
 
-        now: in milliseconds since 1970. deletions: how many files are deleted at most. Raises as `state`.
+        now: in milliseconds since 1970. deletions: the most files to delete. Raises as `state`.
         """
         now = _now() if now is None else now
         version, rows = self._replay(version, tombstones=True)
-        # A feature may have rows or fields of its own, which we would lose.
+        # A feature that we do not know may add rows or fields, which we would drop.
         self.check_writable([{"protocol": only(rows, "protocol")}])
         configuration = _configuration(rows)
         last = self._last_checkpoint()
         if last is None or last.version < version:
             encoded = encoded_checkpoint(version, rows, expired_before(configuration, RETENTION_OF_TOMBSTONES, now))
-            # If another writer has made one of this version, it says the same.
+            # A checkpoint of this version by another writer has the same content.
             self._files.create(f"{self._folder}/{Checkpoint(version, 0).names()[0]}", encoded.content)
-            # On a local disk Hadoop keeps a checksum, where Spark wrote the file before: it would not be that of ours.
+            # On a local disk Hadoop keeps a checksum of the file that Spark wrote; it would not match ours.
             self._files.delete(f"{self._folder}/._last_checkpoint.crc")
             self._files.replace(f"{self._folder}/_last_checkpoint", encoded.pointer)
         if configuration.get("delta.enableExpiredLogCleanup", "true").lower() == "true":
@@ -316,7 +316,7 @@ class TableLog:
         return f"{self._folder}/{version:020d}.json"
 
     def _last_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint, as the file that points to it says; None if it says nothing that helps."""
+        """The newest checkpoint by `_last_checkpoint`; None if that file is absent or unreadable."""
         try:
             pointer = json.loads(self._files.read(f"{self._folder}/_last_checkpoint"))
             return Checkpoint(pointer["version"], -1 if "v2Checkpoint" in pointer else pointer.get("parts") or 0)
@@ -325,33 +325,33 @@ class TableLog:
             return None
 
     def _list(self, start: Checkpoint | None) -> tuple[int, list[Checkpoint]]:
-        """The newest version, and the checkpoints of which all files are there; both from a checkpoint on.
+        """The newest version, and the complete checkpoints; both from the checkpoint `start` on.
 
-        A log may have a hundred thousand commits: what is before a checkpoint that we know is not listed.
+        A log may have a hundred thousand commits, so we do not list those before `start`.
         """
         after = "" if start is None else f"{start.version:020d}.json"
         versions, parts = [-1 if start is None else start.version], Counter[Checkpoint]()
         for status in self._files.list(self._folder, after):
             if match := _COMMIT.fullmatch(status.name):
                 versions.append(int(match[1]))
-            elif found := checkpoint_of(status.name):
-                parts[found] += 1
+            elif part := checkpoint_of(status.name):
+                parts[part] += 1
         return max(versions), [checkpoint for checkpoint, count in parts.items() if count >= checkpoint.parts]
 
     def _replay(self, version: int | None = None, tombstones: bool = False) -> _Replay:
-        """What the actions up to a version, or to the newest, leave. Raises LogIncomplete and CannotWrite.
+        """The actions in force at a version, or at the newest. Raises LogIncomplete and CannotWrite.
 
-        tombstones: with those of the last checkpoint, which only the next one needs.
+        tombstones: include those of the last checkpoint, which only the next checkpoint needs.
         """
         checkpoint = self._last_checkpoint()
         if checkpoint is not None and (version is None or checkpoint.version <= version):
-            # It is a hint only: its files may be gone, and commits after it cleaned up.
+            # It is only a hint: the checkpoint's files, or commits after it, may be deleted.
             with suppress(FileNotFoundError, LogIncomplete):
                 return self._replay_from(checkpoint, version, tombstones)
         return self._replay_from(None, version, tombstones)
 
     def _replay_from(self, start: Checkpoint | None, version: int | None, tombstones: bool) -> _Replay:
-        """As `_replay`. start: a checkpoint that is not after the version; None: look for one."""
+        """As `_replay`. start: a checkpoint of the version or before; None: search for one."""
         if version is None or start is None:
             newest, checkpoints = self._list(start)
             if newest < 0:
@@ -393,7 +393,7 @@ def _configuration(rows: pa.Table) -> dict[str, str]:
 
 
 def metadata_of(actions: Sequence[Action]) -> dict[str, Any]:
-    """The metadata that `put` got for a commit; empty for a commit of another writer."""
+    """The metadata that `put` stored in a commit; empty for another writer's commit."""
     for commit_info in _of_kind(actions, "commitInfo"):
         text = commit_info.get("userMetadata") or ""
         return dict(json.loads(text)) if text.startswith("{") else {}
@@ -401,12 +401,12 @@ def metadata_of(actions: Sequence[Action]) -> dict[str, Any]:
 
 
 def removed_by(actions: Sequence[Action]) -> set[str]:
-    """The paths of the data files that a commit removes, as the log has them."""
+    """The paths of the data files that a commit removes, as the log names them."""
     return {remove["path"] for remove in _of_kind(actions, "remove")}
 
 
 def added_by(actions: Sequence[Action]) -> list[Action]:
-    """What a commit says of the data files that it adds; see TableLog.file."""
+    """The `add` actions of a commit; see TableLog.file."""
     return list(_of_kind(actions, "add"))
 
 

@@ -1,4 +1,4 @@
-"""Rows of a table as a Parquet file, with what Delta's log says of it: without Spark, on the driver or an executor."""
+"""Encode a table's rows as a Parquet file with its `add` action for Delta's log, without Spark."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _DELTA_TYPES = {
     "TIMESTAMP": "timestamp",
 }
 ROWS_PER_GROUP = 16_384
-"""So that a lookup of a few seconds in a large file reads one group of rows."""
+"""A lookup of a few seconds in a large file then reads one row group."""
 
 
 def _fields(struct: str) -> list[tuple[str, str]]:
-    """(name, type) of each field of a type STRUCT<name: TYPE, ...>; fields are no structs themselves."""
+    """(name, type) of each field of a type STRUCT<name: TYPE, ...>; structs do not nest."""
     fields = struct.removeprefix("STRUCT<").removesuffix(">").split(", ")
     return [(name, kind) for name, _, kind in (field.partition(": ") for field in fields)]
 
@@ -61,12 +61,12 @@ def arrow_type(name: str) -> pa.DataType:
 
 
 def arrow_schema(table: Table) -> pa.Schema:
-    """The table's columns, in order, for Arrow."""
+    """The table's Arrow schema."""
     return pa.schema([pa.field(column.name, arrow_type(column.type)) for column in table.columns])
 
 
 def delta_schema(table: Table) -> str:
-    """The table's columns as Delta's log has them (`schemaString`): JSON, with comments and nullability."""
+    """The table's schema for Delta's log (`schemaString`): JSON, with comments and nullability."""
     fields = [
         _delta_field(column.name, column.type, column.nullable, {"comment": column.comment}) for column in table.columns
     ]
@@ -86,7 +86,7 @@ def _delta_type(name: str) -> str | dict[str, Any]:
 
 
 def arrow_table(table: Table, rows: Sequence[tuple[object, ...]]) -> pa.Table:
-    """Rows, as tuples in the order of the table's columns, for Arrow. Raises ValueError for a null that may not be."""
+    """Rows, tuples in the order of the table's columns, as an Arrow table. Raises ValueError for a forbidden null."""
     schema = arrow_schema(table)
     columns = list(zip(*rows, strict=True)) or [()] * len(table.columns)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
@@ -94,17 +94,17 @@ def arrow_table(table: Table, rows: Sequence[tuple[object, ...]]) -> pa.Table:
 
 
 def as_stored(table: Table, rows: pa.Table) -> pa.Table:
-    """The table's columns of the rows, in its order and cast to its types; other columns are left out.
+    """The rows with exactly the table's columns, in its order and cast to its types.
 
-    Raises KeyError for a column that is absent, ValueError for a null that may not be, and pyarrow.ArrowInvalid for a
-    value that its type does not hold.
+    Raises KeyError for an absent column, ValueError for a forbidden null, and pyarrow.ArrowInvalid for a value that
+    does not fit its type.
     """
     rows, schema = rows.select(list(table.column_names)), arrow_schema(table)
     return _checked(table, rows if rows.schema.equals(schema) else rows.cast(schema))
 
 
 def _checked(table: Table, rows: pa.Table) -> pa.Table:
-    """The rows. Raises ValueError for a null that may not be."""
+    """The same rows. Raises ValueError for a forbidden null."""
     for column, values in zip(table.columns, rows.columns, strict=True):
         if values.null_count and not column.nullable:
             raise ValueError(f"{table.qualified_name}.{column.name} is null, which it must not be")
@@ -112,10 +112,10 @@ def _checked(table: Table, rows: pa.Table) -> pa.Table:
 
 
 def encoded(rows: pa.Table, unique: Collection[str] = ()) -> bytes:
-    """A Parquet file of the rows. unique: columns that hardly have a value twice.
+    """A Parquet file of the rows. unique: columns that seldom repeat a value.
 
-    Only names are worth a dictionary. Numbers and times seldom repeat, and Snappy shortens those that do: a dictionary
-    of every column takes 1.8 times the CPU, and makes a larger file.
+    Only names get a dictionary. Numbers and times seldom repeat, and Snappy compresses those that do: dictionaries for
+    all columns take 1.8 times the CPU, and make a larger file.
     """
     output = BytesIO()
     names = [field.name for field in rows.schema if pa.types.is_string(field.type) and field.name not in unique]
@@ -125,7 +125,7 @@ def encoded(rows: pa.Table, unique: Collection[str] = ()) -> bytes:
 
 @dataclass(frozen=True)
 class EncodedFile:
-    """A data file of a table: its name in the table's folder, its bytes, and what Delta's log says of it (`add`)."""
+    """A data file of a table: its name in the table's folder, its bytes, and its `add` action for Delta's log."""
 
     name: str
     content: bytes
@@ -133,7 +133,7 @@ class EncodedFile:
 
 
 def encoded_file(table: Table, rows: pa.Table) -> EncodedFile:
-    """A file of at least one row, as `as_stored` gives them, all of the same partition; partitions are dates."""
+    """A file of one or more rows from `as_stored`, all of one partition; partitions are dates."""
     partition = {name: str(rows[name][0]) for name in table.partitioned_by}
     folder = "".join(f"{name}={value}/" for name, value in partition.items())
     name = f"{folder}part-{uuid4()}.snappy.parquet"
@@ -151,7 +151,7 @@ def encoded_file(table: Table, rows: pa.Table) -> EncodedFile:
 
 
 def stored(files: Files, url: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a table's Parquet file, without the partition's columns. Raises FileNotFoundError, and StoreError."""
+    """The rows of a table's Parquet file, without partition columns. Raises FileNotFoundError and StoreError."""
     try:
         content = files.read(url)
     except FileNotFoundError:
@@ -162,9 +162,9 @@ def stored(files: Files, url: str, columns: Sequence[str] | None = None) -> pa.T
 
 
 def statistics(table: Table, rows: pa.Table) -> str:
-    """What Delta's log says of a file's rows, as JSON: their number; of table.statistics lowest, highest and nulls.
+    """A file's statistics for Delta's log, as JSON: the row count; of table.statistics lowest, highest and nulls.
 
-    Times are cut to milliseconds, as Delta does it: a row may be up to a millisecond above the highest time.
+    Times are truncated to milliseconds, as in Delta: a row may be up to a millisecond above the highest time.
     """
     lowest, highest, nulls = {}, {}, {}
     for name in table.statistics:

@@ -1,4 +1,4 @@
-"""A repair beside the stream: rows of some spans of time put in the place of those that a table has."""
+"""A repair beside the stream: replace a table's rows of some spans of time."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ THREADS = 8
 
 
 def rewrite(
-    files: Files, table: Table, root: str, known: Iterable[DataFile], spans: Collection[int], rows: pl.DataFrame
+    files: Files, table: Table, root: str, base: Iterable[DataFile], spans: Collection[int], rows: pl.DataFrame
 ) -> list[int]:
-    """Let `rows` be all rows of these spans. Returns the spans that were not written.
+    """Replace all rows of these spans by `rows`. Returns the spans that were not replaced.
 
-    known: the files of the version that the rows were computed for. A span that another file may hold by now is left
-    alone. A file that is replaced may hold other spans too: their rows stay as they are.
+    base: the files of the version that the rows were computed from. A span that a newer file may hold is not replaced.
+    If a replaced file holds other spans too, their rows stay as they are.
     """
     log = TableLog(files, table.path(root))
     version = log.newest()
     live = LiveFiles(table, log.files(version))
-    names, left = {file.path for file in known}, set[int]()
+    names, left = {file.path for file in base}, set[int]()
     for file in live.touching(spans):
-        held = live.spans(file)
-        if held is None:
+        file_spans = live.spans(file)
+        if file_spans is None:
             return sorted(spans)
         if file.path not in names:
-            left |= {span for span in spans if span in held}
-    written = set(spans) - left
-    replaced = live.touching(written)
+            left |= {span for span in spans if span in file_spans}
+    new_spans = set(spans) - left
+    replaced = live.touching(new_spans)
     live.remove(file.add["path"] for file in replaced)
-    is_written = span_of(table).is_in(sorted(written))
+    is_written = span_of(table).is_in(sorted(new_spans))
     new = typed(table, rows).filter(is_written)
-    kept = [read_rows(files, table, file).filter(~is_written) for file in replaced]
-    pieces = cut(table, pl.concat([new, *kept]), lambda first, end: bool(live.between(first, end)))
+    other_rows = [read_rows(files, table, file).filter(~is_written) for file in replaced]
+    pieces = cut(table, pl.concat([new, *other_rows]), lambda first, end: bool(live.between(first, end)))
     with ThreadPoolExecutor(THREADS) as threads:
         added = list(threads.map(lambda rows: log.add(encoded_file(table, as_stored(table, rows.to_arrow()))), pieces))
     if not added and not replaced:
@@ -49,8 +49,8 @@ def rewrite(
     while not log.put(version + 1, {"maintenance": "rewrite"}, added, replaced):
         version += 1
         actions = log.actions(version)
-        gone = removed_by(actions) & {file.add["path"] for file in replaced}
+        lost = removed_by(actions) & {file.add["path"] for file in replaced}
         others = LiveFiles(table, [log.file(action) for action in added_by(actions)])
-        if gone or others.touching(written) or redefines(actions):
+        if lost or others.touching(new_spans) or redefines(actions):
             return sorted(spans)
     return sorted(left)

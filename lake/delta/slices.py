@@ -1,8 +1,8 @@
-"""Rows that change, in columns: read by spans of time, changed, and committed.
+"""Rows that change, as Polars frames: read by spans of time, changed, and committed.
 
 A table whose rows change (lake.tables.Table.file_time) has whole spans of time in each file. A change replaces the
-files of the spans that it touches; no other file is read or written. A data file never changes, so that rows are
-cached by file: what maintenance has replaced is read again by itself.
+files of the spans that it touches; no other file is read or written. A data file never changes, so rows are cached by
+file, and files from maintenance are read like any new file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lake.tables import Table
 
 logger = logging.getLogger(__name__)
 
-# Rows are kept up to this many, and beyond it those that the last micro-batch has used.
+# The cache keeps so many rows, and more only if the last micro-batch used them.
 KEPT_ROWS = 100_000
 THREADS = 8
 TRIES = 10
@@ -42,39 +42,39 @@ class Batch(NamedTuple):
 
 
 class Sink(Protocol):
-    """A copy of gold for those without Delta."""
+    """A receiver of gold's changes outside Delta."""
 
     def changed(self, table: Table, pieces: dict[int, pl.DataFrame], gone: Collection[int], rows: pl.DataFrame) -> None:
         """A change was committed.
 
-        pieces: by its first span all rows of each file that is new. gone: first spans of files that are no more.
-        rows: those of the rows that are new or others than before.
+        pieces: first span -> all rows of each new file. gone: first spans of files without a successor.
+        rows: the new and changed rows.
         """
 
 
 @dataclass
 class Change:
-    """A change of a table that is computed and not yet committed."""
+    """A change of a table, computed but not committed yet."""
 
     replaced: list[DataFile]
-    # All rows of the files that replace them.
+    # All rows of the files that replace these.
     pieces: list[pl.DataFrame]
     upserts: pl.DataFrame
     committed: bool = False
 
 
 Changes = tuple[pl.DataFrame, pl.DataFrame | None]
-"""Rows that are new or others than before, and the keys of rows that go."""
+"""New and changed rows, and the keys of deleted rows (None: no row is deleted)."""
 
 
 class Slices:
-    """The rows of one table, those in use in memory."""
+    """The rows of one table, with a cache of those in use."""
 
     def __init__(self, writer: LakeWriter, table: Table, sink: Sink | None = None, kept_rows: int = KEPT_ROWS) -> None:
         self.table = table
         self._writer, self._sink, self._kept_rows = writer, sink, kept_rows
         self._schema = schema_of(table)
-        # By a file's path; the last used last.
+        # By file path; the last used last.
         self._rows: OrderedDict[str, pl.DataFrame] = OrderedDict()
         self._used: set[str] = set()
         self._lock = threading.Lock()
@@ -84,7 +84,7 @@ class Slices:
         return pl.DataFrame(schema=self._schema)
 
     def load(self, spans: Collection[int], pending: Change | None = None) -> pl.DataFrame:
-        """The rows of these spans, as they will be once a pending change is committed. Raises Fenced, StoreError."""
+        """The rows of these spans, as of the pending change if there is one. Raises Fenced, StoreError."""
         if pending is None:
             return self._within(self.rows_of(self._writer.live(self.table).touching(spans)), spans)
         with self._lock:
@@ -116,7 +116,7 @@ class Slices:
         return batch.number <= self._writer.batch(self.table)
 
     def prepare(self, spans: Collection[int], change: Callable[[pl.DataFrame], Changes]) -> Change:
-        """Compute a change of these spans. change: of the spans' rows (and perhaps others), what becomes of them."""
+        """Compute a change of these spans. change: maps their rows (perhaps with others) to the changes."""
         live = self._writer.live(self.table)
         replaced = live.touching(spans)
         if growing := self._growing(spans):
@@ -148,8 +148,8 @@ class Slices:
             self._used.update(file.path for file in added)
             change.committed = True
         if self._sink:
-            named = {self._first_span(file): rows for file, rows in zip(added, change.pieces, strict=True)}
-            self._sink.changed(self.table, named, firsts - named.keys(), change.upserts)
+            rows_by_span = {self._first_span(file): rows for file, rows in zip(added, change.pieces, strict=True)}
+            self._sink.changed(self.table, rows_by_span, firsts - rows_by_span.keys(), change.upserts)
 
     def update(
         self,
@@ -160,9 +160,9 @@ class Slices:
         again: bool = False,
         **metadata: Any,
     ) -> None:
-        """Compute a change of these spans and commit it, once more where maintenance was quicker. Raises Fenced.
+        """Compute and commit a change of these spans; again if maintenance changed their files. Raises Fenced.
 
-        again: also if the table has the micro-batch.
+        again: write even if the table has the micro-batch.
         """
         if not spans or (self.written(batch) and not again):
             return
@@ -176,28 +176,28 @@ class Slices:
         raise Changed(f"{self.table.qualified_name} is changed by somebody else again and again")
 
     def spans_of(self, rows: pl.DataFrame, column: str = "") -> list[int]:
-        """The spans of rows, each once, ascending. column: of their times; default: the table's own."""
+        """The distinct spans of rows, ascending. column: the rows' time; default: the table's file_time."""
         return rows.select(span_of(self.table, column).unique().sort()).to_series().to_list() if rows.height else []
 
     def forget_unused(self) -> None:
-        """At the end of a micro-batch: let go of rows that it has not used, beyond KEPT_ROWS."""
+        """After a micro-batch: while the cache exceeds KEPT_ROWS, drop rows that the micro-batch did not use."""
         with self._lock:
-            kept = sum(rows.height for rows in self._rows.values())
+            count = sum(rows.height for rows in self._rows.values())
             for path in list(self._rows):
-                if kept <= self._kept_rows:
+                if count <= self._kept_rows:
                     break
                 if path not in self._used:
-                    kept -= self._rows.pop(path).height
+                    count -= self._rows.pop(path).height
             self._used = set()
 
     def _growing(self, spans: Collection[int]) -> DataFile | None:
-        """The newest file, if later spans than it has are to be added to it."""
+        """The newest file, if it has room for later spans."""
         live = self._writer.live(self.table)
         last = live.last()
         if last is None or last.rows >= frames.ROWS_A_FILE or self.table.file_span is None:
             return None
-        known = live.spans(last)
-        return last if known and max(spans, default=known[-1]) > known[-1] else None
+        its_spans = live.spans(last)
+        return last if its_spans and max(spans, default=its_spans[-1]) > its_spans[-1] else None
 
     def _read(self, file: DataFile) -> pl.DataFrame:
         return read_rows(self._writer.files, self.table, file)

@@ -1,4 +1,4 @@
-"""Calls that end after some time, whatever the library or the server behind them does."""
+"""Time limits for calls that may never return."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def answered(
 ) -> Answer:
     """Return what `ask()` returns. Raises what it raises, and TimeoutError if no call returns in time.
 
-    patience: seconds that we wait for each call; there are as many calls as numbers. who: the name in messages.
+    patience: seconds to wait for each attempt, one number per attempt. who: the name in messages.
 
-    A call of deltalake takes some hundredths of a second. One in a hundred calls to HDFS never returned, at the start
-    of jobs after a kill; the second call then returned at once.
+    A call of deltalake takes some hundredths of a second. When jobs started after a kill, one in a hundred calls to
+    HDFS never returned, and the second attempt returned at once.
     """
     for number, seconds in enumerate(patience, 1):
         answer: Future[Answer] = Future()
@@ -29,7 +29,7 @@ def answered(
         try:
             return answer.result(seconds)
         except TimeoutError:
-            if answer.done():  # At the last moment, or the call itself has raised TimeoutError.
+            if answer.done():  # It answered just now, or raised TimeoutError itself.
                 return answer.result()
             logger.warning("%s does not answer for %g s (%d of %d)", who, seconds, number, len(patience))
     raise TimeoutError(f"{who} has not answered {len(patience)} times, in {sum(patience):g} s: try again")

@@ -1,4 +1,4 @@
-"""Which version of the suite has made a table: its columns, their meaning, and the rules by which its rows are made."""
+"""The version of a table's columns and rules (lake.tables.VERSION)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from lake.delta.log import TableLog
 from lake.tables import VERSION, Table
 
 PROPERTY = "tickhouse.version"
-"""The property of a table that says its version. Tables of the first version have none."""
+"""The table property with the version. Tables of version 1 lack it."""
 
 
 class OtherVersion(RuntimeError):
-    """A table was made by another version of the suite."""
+    """Another version of the suite made a table."""
 
 
 def check_version(files: Files, root: str, table: Table) -> None:
-    """Raises OtherVersion if the table, where it exists, is of another version than this suite's."""
+    """Raises OtherVersion if the table exists and has another version than this suite."""
     version = version_of(files, root, table)
     if version is None or version == VERSION:
         return
@@ -30,6 +30,6 @@ def check_version(files: Files, root: str, table: Table) -> None:
 
 
 def version_of(files: Files, root: str, table: Table) -> int | None:
-    """The version that has made a table; None if there is no table."""
+    """A table's version; None if there is no table."""
     log = TableLog(files, table.path(root))
     return None if log.newest() < 0 else int(log.property(PROPERTY) or 1)

@@ -1,9 +1,9 @@
 """Alerts: episodes in which an asset's price changes by more than a threshold within seconds.
 
 `Episodes` is the rule itself, tick by tick; the stream, the batch jobs and `python -m alerting` share it. `stretches`
-says where it need not be applied: the highest and the lowest price of a tick's bucket and of those that its window
-reaches into bound the tick's change. Only where that bound is above the threshold can an episode open, and the first
-tick of a bucket whose bound is below half of it ends every episode.
+finds the buckets that need the rule. The highest and lowest price of the buckets in a tick's window bound the tick's
+change. An episode can open only where this bound is above the threshold. In a bucket whose bound is below half the
+threshold, the first tick ends any open episode.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _100, _200 = Decimal(100), Decimal(200)
 
 
 class AlertTick(NamedTuple):
-    """What the rule needs of a tick; gold time in microseconds since 1970."""
+    """The fields of a tick that the rule needs; time: gold time in microseconds since 1970."""
 
     time: int
     price: Decimal
@@ -56,7 +56,7 @@ class Alert:
 
 
 class Episodes:
-    """The rule over one pair's ticks, which must come in tick order."""
+    """The alert rule for one pair; ticks must come in tick order."""
 
     def __init__(self, pair: Pair, rule: AlertRule, last_closed_at: int | None = None) -> None:
         self._pair = pair
@@ -64,17 +64,17 @@ class Episodes:
         self._window = rule.window_seconds * SECOND
         self._cooldown = rule.cooldown_seconds * SECOND
         self.last_closed_at = last_closed_at
-        # The ticks of the window that may be its lowest (highest): each is lower than all that came before it.
+        # Monotonic queues of the window's ticks: the first of each is the window's lowest (highest) price.
         self._lows: deque[AlertTick] = deque()
         self._highs: deque[AlertTick] = deque()
-        # Those of the newest instant: they are not before each other.
+        # Ticks at the newest instant. They do not count as before each other.
         self._newest: list[AlertTick] = []
         self.open: Alert | None = None
-        # The open episode's largest change: a difference of prices, and the price that it is against.
+        # The open episode's largest change: a price difference, and the price that it refers to.
         self._peak = Decimal(0), Decimal(1)
 
     def add(self, tick: AlertTick) -> Alert | None:
-        """The episode that this tick opens, changes or closes, if it does one of these."""
+        """The episode that this tick opens, changes or closes, if any."""
         self._advance(tick.time)
         self._newest.append(tick)
         if not self._lows:
@@ -85,7 +85,7 @@ class Episodes:
             change, against, reference, direction = rise, low.price, low, "up"
         else:
             change, against, reference, direction = fall, high.price, high, "down"
-        # Changes as products instead of quotients: exact, and quick.
+        # Compare products instead of quotients: exact and fast.
         threshold = _times(self._threshold_pct, against)
         if self.open:
             if _times(change, _200) < threshold:
@@ -112,7 +112,7 @@ class Episodes:
         return None
 
     def close(self, time: int) -> Alert:
-        """The open episode, closed at a gold time."""
+        """Close the open episode at a gold time, and return it."""
         assert self.open is not None
         closed = replace(self.open, closed_at=time)
         self.open, self.last_closed_at = None, time
@@ -122,7 +122,7 @@ class Episodes:
         return self.last_closed_at is not None and time - self.last_closed_at < self._cooldown
 
     def _advance(self, time: int) -> None:
-        """Let the window end before a gold time."""
+        """Move the window's end to a gold time: ticks at that time are not in it yet."""
         if self._newest and self._newest[0].time < time:
             for tick in self._newest:
                 while self._lows and self._lows[-1].price > tick.price:
@@ -142,7 +142,7 @@ def _percent(change: Decimal, against: Decimal) -> float:
 
 
 class Extremes(NamedTuple):
-    """Of a bucket: its highest and lowest price, and the gold time of its first tick."""
+    """A bucket's highest and lowest price, and the gold time of its first tick."""
 
     high: Decimal
     low: Decimal
@@ -150,7 +150,7 @@ class Extremes(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Consecutive buckets of a pair in which an episode can be open; `then`: the first bucket after them, if known."""
+    """A pair's consecutive buckets in which an episode can be open; `then`: the next bucket, if known."""
 
     buckets: Sequence[int]
     can_open: bool
@@ -158,13 +158,13 @@ class Stretch(NamedTuple):
 
 
 def bound(buckets: Mapping[int, Extremes], bucket: int, rule: AlertRule) -> Fraction:
-    """No tick of the bucket has a larger change: highest / lowest - 1 over all that its window reaches into."""
+    """The largest possible change of a tick in the bucket: highest / lowest - 1 over the buckets of its window."""
     within = [buckets[near] for near in range(bucket - rule.reach, bucket + 1) if near in buckets]
     return Fraction(max(part.high for part in within)) / Fraction(min(part.low for part in within)) - 1
 
 
 def stretches(buckets: Mapping[int, Extremes], numbers: Sequence[int], rule: AlertRule) -> Iterator[Stretch]:
-    """The stretches among a pair's buckets, whose sorted numbers are given from a bucket on that no stretch crosses."""
+    """A pair's stretches. numbers: sorted numbers of its buckets, from one on before which no episode is open."""
     run: list[int] = []
     can_open = False
     for number in numbers:
@@ -187,10 +187,10 @@ def episodes(
     ticks: Callable[[Pair, Sequence[Range]], Sequence[AlertTick]],
     rule: AlertRule,
 ) -> Iterator[tuple[Stretch, int | None, list[Alert]]]:
-    """Each stretch of a pair's buckets that can open an episode, when the last one before was closed, and its alerts.
+    """Yield each stretch that can open an episode, the last closing time before it, and its alerts.
 
-    numbers: sorted, from a bucket on that no stretch crosses. ticks: of a pair, whose gold times lie in one of the
-    ranges, in tick order; called once, and only where an episode may open.
+    numbers: as in `stretches`. ticks: returns a pair's ticks in some ranges of gold time, in tick order; called once at
+    most, and only if an episode may open.
     """
     openable = [stretch for stretch in stretches(buckets, numbers, rule) if stretch.can_open]
     ranges = [

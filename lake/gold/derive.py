@@ -1,6 +1,6 @@
-"""What gold's rows hold, given summaries: pure functions of frames that stream, recomputation and proof share.
+"""Derive gold's rows from summaries: pure functions of frames, shared by stream, recomputation and proof.
 
-Two forms of a price row: *stored*, with the columns of lake.tables, and *summaries* (lake.gold.summary) with source,
+A price row has two forms: *stored*, with the columns of lake.tables, and *summaries* (lake.gold.summary) with source,
 asset and `start`, the window's first instant as Int64. Times in the second form are microseconds since 1970.
 """
 
@@ -29,9 +29,9 @@ from lake.tables import GOLD_CURRENT_PRICE, GOLD_ROLLING_PRICE, Table
 from lake.times import BUCKET, MINUTE
 
 TIME = pl.Datetime("us", "UTC")
-# gold.current_price compares with no older price.
+# The oldest price that gold.current_price compares with.
 OLDEST_COMPARED = 2 * MINUTE
-# Buckets of gold.rolling_price's minute.
+# The number of buckets in gold.rolling_price's minute.
 ROLLED = MINUTE // BUCKET
 
 
@@ -44,7 +44,7 @@ def _micros(name: str) -> pl.Expr:
 
 
 def _stored_order(prefix: str, first: str, order: dict[str, pl.DataType]) -> pl.Expr:
-    """The columns PREFIX_... as the struct of lake.tables, whose times are times."""
+    """The columns PREFIX_... as a struct of lake.tables, with times as TIMESTAMP."""
     fields = [
         (_time(name) if name.endswith(("_time", "_at")) else pl.col(name)).alias(
             first if name == f"{prefix}_time" else name.removeprefix(f"{prefix}_")
@@ -55,7 +55,7 @@ def _stored_order(prefix: str, first: str, order: dict[str, pl.DataType]) -> pl.
 
 
 def price_rows(table: Table, summaries: pl.DataFrame, at: datetime) -> pl.DataFrame:
-    """Rows of gold.price_5s or one of its like, stored, of summaries of its windows."""
+    """Stored rows of a price table (gold.price_5s, ...), from summaries of its windows."""
     rows = summaries.with_columns(vwap(summaries)).with_columns(
         window_start=_time("start"),
         window_end=(pl.col("start") + table.window_micros).cast(TIME),
@@ -73,7 +73,7 @@ def price_rows(table: Table, summaries: pl.DataFrame, at: datetime) -> pl.DataFr
 
 
 def summaries_of(prices: pl.DataFrame) -> pl.DataFrame:
-    """The summaries that stored price rows were made of: source, asset, start, COLUMNS."""
+    """The summaries behind stored price rows: source, asset, start, COLUMNS."""
     order_fields = [
         (_field(end, "gold_time" if name == f"{end}_time" else name.removeprefix(f"{end}_"))).alias(name)
         for end, order in (("open", OPEN), ("close", CLOSE))
@@ -89,7 +89,7 @@ def summaries_of(prices: pl.DataFrame) -> pl.DataFrame:
 
 
 def volume_sum() -> pl.Expr:
-    """volume_sum of stored price rows; in those of a lake's first version volume holds it."""
+    """volume_sum of stored price rows. Rows of a version 1 lake have it in `volume`."""
     return pl.coalesce("volume_sum", pl.col("volume").cast(SUM)).alias("volume_sum")
 
 
@@ -99,15 +99,15 @@ def _field(end: str, name: str) -> pl.Expr:
 
 
 def windows(parts: pl.DataFrame, length: int) -> pl.DataFrame:
-    """Summaries of windows of `length` microseconds, of summaries of shorter ones."""
+    """Merge summaries of short windows into windows of `length` microseconds."""
     return merged(parts.with_columns(pl.col("start") // length * length), *PAIR, "start")
 
 
 def looks(changed: pl.DataFrame, newest: pl.DataFrame, reach: int) -> pl.DataFrame:
     """The rows of gold.rolling_price that changed buckets may alter: source, asset, as_of.
 
-    changed: source, asset, start. newest: source, asset, newest: where the bucket of the pair's newest tick begins;
-    no row looks back from later. reach: how many buckets a row looks back on.
+    changed: source, asset, start. newest: source, asset, newest (the start of the bucket of the pair's newest tick; no
+    row is later). reach: how many buckets a row looks back on.
     """
     return (
         changed.join(pl.DataFrame({"step": range(1, reach + 1)}), how="cross")
@@ -119,14 +119,14 @@ def looks(changed: pl.DataFrame, newest: pl.DataFrame, reach: int) -> pl.DataFra
     )
 
 
-def rolling_rows(wanted: pl.DataFrame, buckets: pl.DataFrame, rules: GoldRules, at: datetime) -> pl.DataFrame:
-    """The rows of gold.rolling_price, stored, at source, asset and as_of; none where the minute has no tick.
+def rolling_rows(keys: pl.DataFrame, buckets: pl.DataFrame, rules: GoldRules, at: datetime) -> pl.DataFrame:
+    """Stored rows of gold.rolling_price for these keys (source, asset, as_of); none if the minute has no tick.
 
-    buckets: the summaries (SUMS suffice) of all that the rows look back on.
+    buckets: the summaries (SUMS suffice) of all buckets that the rows look back on.
     """
     reach = max(ROLLED, rules.volatility_buckets)
     parts = (
-        wanted.join(pl.DataFrame({"step": range(1, reach + 1)}), how="cross")
+        keys.join(pl.DataFrame({"step": range(1, reach + 1)}), how="cross")
         .with_columns(start=pl.col("as_of") - pl.col("step") * BUCKET)
         .join(buckets, on=[*PAIR, "start"])
     )
@@ -141,7 +141,7 @@ def rolling_rows(wanted: pl.DataFrame, buckets: pl.DataFrame, rules: GoldRules, 
 
 
 def newest_ticks(summaries: pl.DataFrame) -> pl.DataFrame:
-    """Of each asset the newest tick over all venues: asset, newest, newest_time, NEW."""
+    """Each asset's newest tick over all venues: asset, newest, newest_time, NEW."""
     return (
         summaries.select("asset", "newest", "newest_time", *NEW)
         .sort(*NEW, descending=True, nulls_last=True)
@@ -150,12 +150,12 @@ def newest_ticks(summaries: pl.DataFrame) -> pl.DataFrame:
 
 
 def newest_of(current: pl.DataFrame, future_tolerance_seconds: float) -> pl.DataFrame:
-    """The newest ticks that stored rows of gold.current_price were made of, as `newest_ticks`."""
+    """The newest ticks behind stored rows of gold.current_price, in the form of `newest_ticks`."""
     order = [pl.col("current_order").struct.field(name.removeprefix("newest_")).alias(name) for name in NEW]
     rows = current.select("asset", pl.col("price_usd").alias("newest"), *order).with_columns(
         _micros("newest_known_at"), _micros("newest_event_time")
     )
-    # As in is_future: a venue's time too far ahead of the receipt is not believed.
+    # As for is_future: a venue's time too far ahead of the receipt is replaced by the receipt.
     ahead = pl.col("newest_event_time") - pl.col("newest_known_at")
     believed = pl.when(ahead > round(future_tolerance_seconds * 1_000_000))
     time = believed.then("newest_known_at").otherwise("newest_event_time")
@@ -163,8 +163,8 @@ def newest_of(current: pl.DataFrame, future_tolerance_seconds: float) -> pl.Data
 
 
 def current_rows(newest: pl.DataFrame, before: pl.DataFrame, at: datetime) -> pl.DataFrame:
-    """Rows of gold.current_price, stored. before: asset, price: its venue's last price a minute earlier, if any."""
-    # 100 * (price / before - 1): exact up to one rounding, as a quotient of whole units.
+    """Stored rows of gold.current_price. before: asset, price: its venue's last price a minute earlier, if any."""
+    # 100 * (price / before - 1), as a quotient of whole units: rounded only once.
     units = (pl.col(name).to_physical() for name in ("newest", "price"))
     price, earlier = units
     change = 100 * ((price - earlier).cast(pl.Float64) / earlier.cast(pl.Float64))
@@ -180,15 +180,15 @@ def current_rows(newest: pl.DataFrame, before: pl.DataFrame, at: datetime) -> pl
     return rows.select(GOLD_CURRENT_PRICE.column_names)
 
 
-def prices_before(wanted: pl.DataFrame, buckets: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Last prices at or before a time, as far as buckets tell.
+def prices_before(times: pl.DataFrame, buckets: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The last price at or before a time, where the buckets suffice to find it.
 
-    wanted: source, asset, time. buckets: summaries of the two minutes up to it. Out: (source, asset, price), of pairs
-    whose bucket before has its last tick in time; and (source, asset, time, start) of those whose bucket has ticks
-    on both sides, of which the price lies among its ticks.
+    times: source, asset, time. buckets: summaries of the two minutes up to it. Out: (source, asset, price) of pairs
+    whose last bucket ends with a tick at or before the time; (source, asset, time, start) of pairs whose bucket has
+    ticks on both sides of it, so that only its ticks have the price.
     """
     near = (
-        wanted.join(buckets.select(*PAIR, "start", "open_time", "close_time", "close"), on=PAIR)
+        times.join(buckets.select(*PAIR, "start", "open_time", "close_time", "close"), on=PAIR)
         .filter((pl.col("open_time") <= pl.col("time")) & (pl.col("close_time") >= pl.col("time") - MINUTE))
         .sort("start", descending=True)
         .unique(PAIR, keep="first", maintain_order=True)

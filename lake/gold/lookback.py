@@ -1,8 +1,7 @@
-"""Ticks of silver, looked back into by the driver: what a minute-old price or a sudden move needs.
+"""The driver reads back silver's ticks: for the price of a minute ago, and for alerts.
 
-The driver knows silver's files by the times in their statistics, and reads the row groups that a question touches.
-Most questions are about the last minutes, whose files it has just committed and keeps in memory; an older one costs a
-look into the log.
+The driver knows silver's files by the times in their statistics, and reads the row groups that a query overlaps. Most
+queries need only the last minutes, whose files it has just committed and keeps in memory. An older query reads the log.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from lake.gold.alerts import AlertTick
 from lake.gold.summary import PAIR
 from lake.times import Range, to_micros
 
-# A file of so many bytes is read in one go; of a larger one only the row groups that are asked for.
+# A file of up to so many bytes is read whole; of a larger one only the row groups that a question needs.
 SMALL_FILE = 512 * 1024
-# So many rows are kept as they were read, and so many files are remembered.
+# Limits of the cached rows and of the known files.
 KEPT_ROWS = 200_000
 KEPT_FILES = 5_000
 THREADS = 8
@@ -44,15 +43,15 @@ _SCHEMA = pl.Schema(
 
 
 class _Group(NamedTuple):
-    """A row group: its number, and the gold times that its rows may have, in microseconds since 1970."""
+    """A row group: its number, and the range of its gold times, in microseconds since 1970."""
 
     number: int
     first: int
     last: int
 
 
-class _Known(NamedTuple):
-    """A file, and the gold times that its rows may have."""
+class _FileTimes(NamedTuple):
+    """A file, and the range of its gold times."""
 
     first: int
     last: int
@@ -65,26 +64,26 @@ class Lookback:
     def __init__(
         self, files: Files, all_files: Callable[[], Iterable[DataFile]], feeds: Callable[[pl.DataFrame], pl.DataFrame]
     ) -> None:
-        """all_files: of silver.ticks at this moment. feeds: the rows with source, asset, symbol that feed gold."""
+        """all_files: silver.ticks' current files. feeds: keeps the rows that feed gold, by source, asset, symbol."""
         self._files, self._all_files, self._feeds = files, all_files, feeds
-        self._known: OrderedDict[str, _Known] = OrderedDict()
-        # Those that the last micro-batch has added.
+        self._file_times: OrderedDict[str, _FileTimes] = OrderedDict()
+        # The files of the last micro-batch.
         self._newest: list[DataFile] = []
-        # The known files have all ticks from this gold time on; None: not looked at yet.
+        # The known files have all ticks from this gold time on; None: the log has not been read yet.
         self._floor: int | None = None
         self._groups: OrderedDict[str, list[_Group]] = OrderedDict()
         self._rows: OrderedDict[tuple[str, int], pl.DataFrame] = OrderedDict()
-        self._kept = 0
+        self._row_count = 0
         self._lock = threading.Lock()
 
     def add(self, files: Iterable[DataFile]) -> None:
-        """Files that silver.ticks gets; the log may not have them yet."""
+        """Add files of silver.ticks, even before their commit."""
         with self._lock:
             self._newest = list(files)
             for file in self._newest:
-                self._known[file.path] = _known(file)
-            while len(self._known) > KEPT_FILES:
-                forgotten = self._known.popitem(last=False)[1]
+                self._file_times[file.path] = _file_times(file)
+            while len(self._file_times) > KEPT_FILES:
+                forgotten = self._file_times.popitem(last=False)[1]
                 if self._floor is not None:
                     self._floor = max(self._floor, forgotten.last + 1)
 
@@ -97,9 +96,9 @@ class Lookback:
             try:
                 parts = [self._feeds(part) for part in self._touching(ranges)]
             except FileNotFoundError:
-                # Maintenance has put its rows into another file, and VACUUM has removed it.
+                # Maintenance has moved the file's rows to another file, and VACUUM has deleted it.
                 self._floor = None
-                self._known = OrderedDict((file.path, _known(file)) for file in self._newest)
+                self._file_times = OrderedDict((file.path, _file_times(file)) for file in self._newest)
                 parts = [self._feeds(part) for part in self._touching(ranges)]
         within = pl.any_horizontal(pl.col("gold_time").is_between(*ends, closed="left") for ends in ranges)
         rows = pl.concat([part.filter(within) for part in parts]) if parts else pl.DataFrame(schema=_SCHEMA)
@@ -113,60 +112,60 @@ class Lookback:
         return [AlertTick(*row) for row in rows.select("gold_time", "price_usd", "event_id").rows()]
 
     def _touching(self, ranges: Sequence[Range]) -> list[pl.DataFrame]:
-        def asked(first: int, last: int) -> bool:
+        def touches(first: int, last: int) -> bool:
             return any(first < end and last >= begin for begin, end in ranges)
 
-        files = [known.file for known in self._files_since(min(begin for begin, _ in ranges)) if asked(*known[:2])]
+        files = [item.file for item in self._files_since(min(begin for begin, _ in ranges)) if touches(*item[:2])]
         small = [file for file in files if file.path not in self._groups and file.size <= SMALL_FILE]
         if small:
             with ThreadPoolExecutor(min(THREADS, len(small))) as threads:
                 for file, content in zip(small, threads.map(lambda f: self._files.read(f.path), small), strict=True):
-                    self._read(file, pq.ParquetFile(io.BytesIO(content)), asked)
+                    self._read(file, pq.ParquetFile(io.BytesIO(content)), touches)
         parts: list[pl.DataFrame] = []
         for file in files:
             groups = self._groups.get(file.path)
             missing = groups is None or any(
-                (file.path, group.number) not in self._rows for group in groups if asked(group.first, group.last)
+                (file.path, group.number) not in self._rows for group in groups if touches(group.first, group.last)
             )
             if missing:
-                self._read(file, self._opened(file), asked)
+                self._read(file, self._opened(file), touches)
             for group in self._groups[file.path]:
-                if asked(group.first, group.last):
+                if touches(group.first, group.last):
                     self._rows.move_to_end((file.path, group.number))
                     parts.append(self._rows[file.path, group.number])
-        while self._kept > KEPT_ROWS and len(self._rows) > 1:
-            self._kept -= self._rows.popitem(last=False)[1].height
+        while self._row_count > KEPT_ROWS and len(self._rows) > 1:
+            self._row_count -= self._rows.popitem(last=False)[1].height
         while len(self._groups) > KEPT_FILES:
             self._groups.popitem(last=False)
         return parts
 
-    def _files_since(self, begin: int) -> Iterable[_Known]:
-        """The files that may have ticks from a gold time on, and others."""
+    def _files_since(self, begin: int) -> Iterable[_FileTimes]:
+        """All files that may have ticks from a gold time on, and perhaps others."""
         if self._floor is None or begin < self._floor:
-            everything = [_known(file) for file in self._all_files()]
+            everything = [_file_times(file) for file in self._all_files()]
             if self._floor is None:
-                newest = sorted(everything, key=lambda known: known.last)[-KEPT_FILES:]
+                newest = sorted(everything, key=lambda item: item.last)[-KEPT_FILES:]
                 self._floor = 0 if len(newest) == len(everything) else newest[0].last + 1
-                added = self._known
-                self._known = OrderedDict((known.file.path, known) for known in newest)
-                self._known.update(added)
-            return list({known.file.path: known for known in (*everything, *self._known.values())}.values())
-        return list(self._known.values())
+                added = self._file_times
+                self._file_times = OrderedDict((item.file.path, item) for item in newest)
+                self._file_times.update(added)
+            return list({item.file.path: item for item in (*everything, *self._file_times.values())}.values())
+        return list(self._file_times.values())
 
-    def _read(self, file: DataFile, opened: pq.ParquetFile, asked: Callable[[int, int], bool]) -> None:
+    def _read(self, file: DataFile, opened: pq.ParquetFile, touches: Callable[[int, int], bool]) -> None:
         groups = [_group(opened.metadata.row_group(number), number) for number in range(opened.num_row_groups)]
         self._groups[file.path] = groups
         for group in groups:
-            if asked(group.first, group.last) and (file.path, group.number) not in self._rows:
+            if touches(group.first, group.last) and (file.path, group.number) not in self._rows:
                 rows = pl.from_arrow(opened.read_row_group(group.number, list(_COLUMNS)))
                 assert isinstance(rows, pl.DataFrame)
                 rows = _with_gold_time(rows)
                 self._rows[file.path, group.number] = rows
-                self._kept += rows.height
+                self._row_count += rows.height
 
     def _opened(self, file: DataFile) -> pq.ParquetFile:
         if file.size > SMALL_FILE:
-            # A row group's columns lie side by side, so that reading ahead is worth it.
+            # A row group's columns are adjacent, so reading ahead pays.
             return pq.ParquetFile(self._files.open(file.path, file.size))
         return pq.ParquetFile(io.BytesIO(self._files.read(file.path)))
 
@@ -176,15 +175,15 @@ def _with_gold_time(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(gold_time=time).select(_SCHEMA.names()).cast(_SCHEMA)
 
 
-def _known(file: DataFile) -> _Known:
+def _file_times(file: DataFile) -> _FileTimes:
     if not all(name in ends for ends in (file.lowest, file.highest) for name in TIMES):
-        # It may have ticks of any time.
-        return _Known(0, 2**62, file)
+        # Without statistics: ticks of any time.
+        return _FileTimes(0, 2**62, file)
     ends = [
         [to_micros(datetime.fromisoformat(values[name])) for name in TIMES] for values in (file.lowest, file.highest)
     ]
-    # Delta's statistics are cut to milliseconds.
-    return _Known(min(ends[0]), max(ends[1]) + 1_000, file)
+    # Delta's statistics are truncated to milliseconds.
+    return _FileTimes(min(ends[0]), max(ends[1]) + 1_000, file)
 
 
 def _group(group: pq.RowGroupMetaData, number: int) -> _Group:

@@ -1,11 +1,11 @@
-"""Gold once more, from all ticks at once: what the batch jobs compare the tables with, and put in their place.
+"""Recompute gold from all ticks at once. The batch jobs compare the tables with the result, or write it.
 
-The same pure functions make the rows as in the stream, with nothing folded into older rows, corrected or remembered.
-Spark only distributes: it sorts the ticks that feed gold by venue, asset and tick order, and each task makes all rows
-of its pairs. Alerts come from the rule itself, applied to every tick; the stream applies it only where prices move.
+The stream's pure functions make the rows, but from all ticks: no row is updated, and no state is kept. Spark only
+distributes the work: it sorts the ticks that feed gold by venue, asset and tick order, and a task makes all rows of
+its pairs. Alerts come from the rule itself, applied to every tick; the stream applies it only where prices move.
 
-A task holds the five-second summaries of one pair, or of some small ones, over the whole period (7 MB a busy day),
-and no more ticks than it reads together.
+A task holds the five-second summaries of one pair, or of some small pairs, over the whole period (7 MB per busy day),
+and one chunk of ticks.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ from lake.tables import (
 )
 from lake.times import BUCKET, DAY, HOUR, MINUTE, SECOND, to_micros
 
-# Ticks that are read together: more of them at a time are quicker.
+# Ticks per chunk. Larger chunks are faster.
 TICKS_A_LOOK = 50_000
-# After so many ticks a task makes the rows of the pairs that it has, before it goes on to the next pair.
+# After so many ticks a task makes the rows of its pairs before it reads the next pair.
 TICKS_A_GROUP = 200_000
-# Rows of gold.rolling_price that are made together; each looks back on a dozen summaries.
+# Rows of gold.rolling_price made at once; each looks back on a dozen summaries.
 LOOKS_TOGETHER = 100_000
-# Gold rows that come back to the driver in one piece.
+# Gold rows per Arrow batch on their way to the driver.
 ROWS_A_PIECE = 5_000
-# More partitions than cores, so that a task has few pairs.
+# More partitions than cores: a task has few pairs.
 PARTITIONS_A_CORE = 4
 
-# A tick that feeds gold, on its way to the task of its pair; times in microseconds since 1970.
+# A tick that feeds gold, as the shuffle carries it; times in microseconds since 1970.
 _FEED = {
     "source": "STRING",
     "asset": "STRING",
@@ -91,7 +91,7 @@ class Period(NamedTuple):
     end: int
 
     def days(self) -> Period:
-        """The whole days of UTC that it touches."""
+        """The whole days of UTC that it overlaps."""
         return Period(self.begin // DAY * DAY, -(-self.end // DAY) * DAY)
 
     def has(self, micros: int) -> bool:
@@ -103,7 +103,7 @@ ALWAYS = Period(0, 2**62)
 
 
 def period_of(begin: datetime | None, end: datetime | None) -> Period:
-    """From one time to before another; None: without that limit. Times without a zone are UTC."""
+    """The period from begin to before end; None: no limit. Times without a zone are UTC."""
 
     def micros(time: datetime | None, default: int) -> int:
         return default if time is None else to_micros(time if time.tzinfo else time.replace(tzinfo=UTC))
@@ -126,7 +126,7 @@ class Snapshot:
 
     @classmethod
     def newest(cls, spark: SparkSession, root: str, files: Files) -> Snapshot:
-        """As of the last micro-batch that all tables have: the longest window is written after all else."""
+        """As of the last micro-batch that all tables have: the one of the longest window, which is written last."""
         logs = {table.qualified_name: TableLog(files, table.path(root)) for table in TABLES if table != QUALITY_RESULTS}
         _, batch = _version_of(logs[GOLD_PRICE_1D.qualified_name])
         return cls(spark, files, root, batch, {name: _version_of(log, batch)[0] for name, log in logs.items()})
@@ -137,9 +137,9 @@ class Snapshot:
         return self.spark.read.format("delta").option("versionAsOf", version).load(table.path(self.root))
 
     def rewrite(self, table: Table, spans: Collection[int], rows: pl.DataFrame) -> list[int]:
-        """Let `rows` be all rows of these spans. Returns those that were left, written by others since."""
-        known = TableLog(self.files, table.path(self.root)).files(self.versions[table.qualified_name])
-        return rewrite(self.files, table, self.root, known, spans, rows)
+        """Replace all rows of these spans by `rows`. Returns the spans not replaced: others wrote them meanwhile."""
+        files = TableLog(self.files, table.path(self.root)).files(self.versions[table.qualified_name])
+        return rewrite(self.files, table, self.root, files, spans, rows)
 
 
 def _version_of(log: TableLog, limit: int | None = None) -> tuple[int, int]:
@@ -149,7 +149,7 @@ def _version_of(log: TableLog, limit: int | None = None) -> tuple[int, int]:
         try:
             batch = log.metadata(number).get("batch")
         except LogIncomplete:
-            # The log has been cleaned up to here: what came before is a day old.
+            # The log has been cleaned up to here; earlier commits are a day old.
             return version, -1
         if batch is None:
             continue
@@ -164,10 +164,10 @@ def _version_of(log: TableLog, limit: int | None = None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Expected:
-    """The rows that gold's tables must have, on the executors' disks; `forget` lets go of them.
+    """The rows that gold's tables must have, on the executors' disks until `forget`.
 
-    A row is of the day (when it begins, in microseconds since 1970) of its window_start or as_of. Rows of gold.alerts
-    and gold.current_price are of day 0.
+    A row belongs to the day of its window_start or as_of; a day is its start in microseconds since 1970. Rows of
+    gold.alerts and gold.current_price belong to day 0.
     """
 
     _pieces: DataFrame
@@ -179,7 +179,7 @@ class Expected:
         return sorted(row["day"] for row in rows.select("day").distinct().collect())
 
     def rows(self, table: Table, day: int = 0) -> pl.DataFrame:
-        """A table's rows of a day, in the driver's memory; columns and types as stored."""
+        """A table's rows of a day, collected to the driver; columns and types as stored."""
         chosen = self._pieces.where((F.col("table") == table.qualified_name) & (F.col("day") == day))
         pieces = [pl.read_ipc(io.BytesIO(piece["rows"])) for piece in chosen.select("rows").collect()]
         rows = pl.concat(pieces) if pieces else pl.DataFrame(schema=_schema(table))
@@ -194,7 +194,7 @@ _OF_NO_DAY = (GOLD_ALERTS, GOLD_CURRENT_PRICE)
 
 
 def _newest(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of each asset the venue with the newest tick."""
+    """Each asset's row of the venue with the newest tick."""
     order = [pl.col("current_order").struct.field(name) for name in CURRENT_ORDER]
     return rows.sort(order, descending=True, nulls_last=True).unique("asset", keep="first", maintain_order=True)
 
@@ -204,15 +204,15 @@ def expected(
 ) -> Expected:
     """The rows of these gold tables whose time lies in the period; gold.current_price only where that is ALWAYS.
 
-    ticks: columns of silver.ticks (is_late may lack), distinct; `notional` is made where it lacks. at: updated_at.
-    A price row is there if its window has a part in the period, and is made of whole windows; a row's time is as_of
-    or opened_at otherwise. An episode that opened more than an hour before the period's first day, and lasts into it,
-    is not known to be open.
+    ticks: distinct ticks with silver.ticks' columns (is_late is optional); `notional` is computed if absent.
+    at: updated_at. A price row is included if its window overlaps the period, and covers its whole window; other rows
+    by as_of or opened_at. An episode that opened more than an hour before the period's first day is not found, even if
+    it lasts into the period.
     """
     days = period if period == ALWAYS else period.days()
     begin, end = days.begin - HOUR, days.end if period == ALWAYS else days.end + HOUR
     if begin > 0:
-        # A gold time is one of the two. There is no upper limit: a later tick says that time went on.
+        # Gold time is one of the two. There is no upper limit: a later tick shows that time went on.
         since = F.timestamp_micros(F.lit(begin))
         ticks = ticks.where((F.col("event_time") >= since) | (F.col("received_at") >= since))
 
@@ -234,7 +234,7 @@ def expected(
 
 
 def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """About so many rows at a time; none where there are none."""
+    """Tables of about so many rows; nothing if there are no rows."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
         waiting.append(batch)
@@ -246,9 +246,9 @@ def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
 
 
 def _feed(rows: pa.Table, rules: GoldRules, period: Period) -> pl.DataFrame:
-    """The ticks of the period that feed gold, with gold_time and notional; of each pair two later ones.
+    """The period's ticks that feed gold, with gold_time and notional, and two later ticks of each pair.
 
-    The first of the later ticks may close an episode, the last says how far the pair's time has gone.
+    The first later tick may close an episode; the last shows how far the pair's time has advanced.
     """
     ticks = pl.from_arrow(rows if "notional" in rows.column_names else with_notional(rows))
     assert isinstance(ticks, pl.DataFrame)
@@ -261,13 +261,13 @@ def _feed(rows: pa.Table, rules: GoldRules, period: Period) -> pl.DataFrame:
 
 
 _Rows = tuple[Table, int, pl.DataFrame]
-"""A table, a day, and rows of it that are of that day."""
+"""A table, a day, and the table's rows of that day."""
 
 
 def _rows_of_part(
     parts: Iterable[pa.Table], rules: GoldRules, period: Period, at: datetime, tables: Collection[Table]
 ) -> Iterator[_Rows]:
-    """The rows of a task's ticks, which come by pair and in tick order."""
+    """Gold's rows from a task's ticks, which are sorted by pair and tick order."""
     pairs = _Pairs(rules, tables)
     for part in parts:
         ticks = pl.from_arrow(part)
@@ -287,31 +287,31 @@ def _rows_of_part(
 
 
 class _Pairs:
-    """What the rows of some pairs are made of."""
+    """Some pairs' summaries, alerts and last ticks, from which their rows are made."""
 
     def __init__(self, rules: GoldRules, tables: Collection[Table]) -> None:
         self._rules, self._tables = rules, tables
         self._summaries: list[pl.DataFrame] = []
         self._episodes: dict[Pair, Episodes] = {}
         self._alerts: dict[str, Alert] = {}
-        # Of each pair the last minutes' ticks, since one of them is the price a minute before the newest.
+        # Each pair's ticks of the last minutes: one of them has the price a minute before the newest.
         self._last_ticks: pl.DataFrame | None = None
         self.last: Pair = ("", "")
         self.ticks = 0
 
     def add(self, ticks: pl.DataFrame) -> None:
-        """More ticks, at least one: of the last pair, or of pairs that are new."""
+        """Add one or more ticks, of the last pair or of new pairs."""
         self.ticks += ticks.height
         self.last = ticks.select(PAIR).row(-1)
         self._summaries.append(of_ticks(ticks, *PAIR))
         if GOLD_ALERTS in self._tables:
             self._watch(ticks)
         if GOLD_CURRENT_PRICE in self._tables:
-            # The newest tick's gold time may be the tolerance before the highest one.
-            kept = OLDEST_COMPARED + round(self._rules.future_tolerance_seconds * SECOND)
-            known = ticks.select(*PAIR, "gold_time", "price_usd")
-            known = known if self._last_ticks is None else pl.concat([self._last_ticks, known])
-            self._last_ticks = known.filter(pl.col("gold_time") >= pl.col("gold_time").max().over(PAIR) - kept)
+            # The newest tick may have a gold time below the highest, by up to the tolerance.
+            reach = OLDEST_COMPARED + round(self._rules.future_tolerance_seconds * SECOND)
+            recent = ticks.select(*PAIR, "gold_time", "price_usd")
+            recent = recent if self._last_ticks is None else pl.concat([self._last_ticks, recent])
+            self._last_ticks = recent.filter(pl.col("gold_time") >= pl.col("gold_time").max().over(PAIR) - reach)
 
     def _watch(self, ticks: pl.DataFrame) -> None:
         for (source, asset), of_pair in ticks.group_by(PAIR, maintain_order=True):
@@ -322,10 +322,10 @@ class _Pairs:
                     self._alerts[changed.alert_id] = changed
 
     def rows(self, period: Period, at: datetime) -> Iterator[_Rows]:
-        """The rows, once all ticks of all pairs are there."""
+        """The rows; call this after all ticks of the pairs have been added."""
         five = merged(pl.concat(self._summaries), *PAIR, "start")
         newest = five.group_by(PAIR).agg(pl.col("start").max().alias("newest"))
-        # The minute after a bucket looks back on it, and may be of the next day.
+        # Rolling prices up to a minute after a bucket include it; they may belong to the next day.
         starts = pl.concat([five["start"], five["start"] + MINUTE])
         whole_days = period if period == ALWAYS else period.days()
         for day in (starts // DAY * DAY).unique().sort():
@@ -354,19 +354,19 @@ class _Pairs:
         if GOLD_ROLLING_PRICE in self._tables:
             reach = max(ROLLED, self._rules.volatility_buckets) * BUCKET
             near = five.filter(start.is_between(day - reach, day + DAY, closed="left"))
-            wanted = derive.looks(near.select(*PAIR, "start"), newest, ROLLED)
+            keys = derive.looks(near.select(*PAIR, "start"), newest, ROLLED)
             as_of = pl.col("as_of")
-            wanted = wanted.filter(as_of.is_between(max(day, period.begin), min(day + DAY, period.end), closed="left"))
-            for looks in wanted.iter_slices(LOOKS_TOGETHER):
+            keys = keys.filter(as_of.is_between(max(day, period.begin), min(day + DAY, period.end), closed="left"))
+            for looks in keys.iter_slices(LOOKS_TOGETHER):
                 yield GOLD_ROLLING_PRICE, day, derive.rolling_rows(looks, near, self._rules, at)
 
     def _current(self, five: pl.DataFrame, at: datetime) -> pl.DataFrame:
-        """Rows of gold.current_price as if there were one venue, whose summaries these are."""
+        """Rows of gold.current_price as if there were no pairs but these."""
         assert self._last_ticks is not None
         newest = derive.newest_ticks(five)
-        wanted = newest.select("asset", pl.col("newest_source").alias("source"), "newest_time")
+        newest_pairs = newest.select("asset", pl.col("newest_source").alias("source"), "newest_time")
         before = (
-            self._last_ticks.join(wanted, on=PAIR, maintain_order="left")
+            self._last_ticks.join(newest_pairs, on=PAIR, maintain_order="left")
             .filter((pl.col("newest_time") - pl.col("gold_time")).is_between(MINUTE, OLDEST_COMPARED))
             .unique("asset", keep="last", maintain_order=True)
         )
@@ -397,10 +397,10 @@ def _packed(table: Table, day: int, rows: pl.DataFrame) -> pa.RecordBatch:
 def fill_price_5s(
     spark: SparkSession, root: str, files: Files, rules: GoldRules, at: datetime
 ) -> Iterator[tuple[date, int]]:
-    """Make all rows of gold.price_5s from silver.ticks, a day at a time; each day, and how many rows it has.
+    """Make all rows of gold.price_5s from silver.ticks, day by day; yields each day and its number of rows.
 
-    gold.price_5s exists, and nothing else writes the lake. A day that is there already is replaced, so that this may
-    be run again. The commits name no micro-batch.
+    gold.price_5s must exist, and nothing else may write the lake. Existing days are replaced, so this can be run again.
+    The commits name no micro-batch.
     """
     snapshot = Snapshot(
         *(spark, files, root, -1),

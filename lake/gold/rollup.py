@@ -1,8 +1,8 @@
-"""The longer windows, gold.price_5m, price_1h and price_1d: each from the one before it, seconds after the minutes.
+"""The longer windows, gold.price_5m, price_1h and price_1d: each is derived from the one before it.
 
-They are written beside the stream, some ten seconds after the first change, or once the stream has been quiet for a
-moment, by a clock that nobody sets. The longest window is written last, for a micro-batch that all other tables have:
-its commit names the micro-batch as of which batch/prove.py reads every table.
+They are written beside the stream, some ten seconds after the first change, or once the stream has been quiet for two
+seconds, by a monotonic clock. The longest window is written last, for a micro-batch that all other tables have: its
+commit names the micro-batch as of which batch/prove.py reads every table.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LAST = LONGER[-1]
 
 @dataclass(frozen=True)
 class Due:
-    """Minutes that the longer windows lack, as of a micro-batch.
+    """Minutes that the longer windows do not include yet, as of a micro-batch.
 
-    minutes: source, asset, start. rows: of gold.price_1m, all that the changed windows need.
+    minutes: source, asset, start. rows: the rows of gold.price_1m that the changed windows need.
     """
 
     batch: Batch
@@ -40,31 +40,31 @@ class Due:
 
 
 class RollUp:
-    """The longer windows between micro-batches."""
+    """The state of the longer windows between micro-batches."""
 
     def __init__(self, lake: LakeWriter, minutes: Slices, sink: Sink | None = None) -> None:
         """minutes: gold.price_1m."""
         self._lake, self._minutes = lake, minutes
         self._longer = [Slices(lake, table, sink) for table in LONGER]
-        # Minutes that have changed since; None: also what an earlier writer has left.
+        # Minutes changed since the last write; None: also those that an earlier writer did not write.
         self._changed: pl.DataFrame | None = None
         self._left = True
 
     @property
     def pending(self) -> bool:
-        """Whether the longer windows may lack something."""
+        """Whether the longer windows may be out of date."""
         return self._left or self._changed is not None
 
     def note(self, minutes: pl.DataFrame) -> None:
-        """Minutes have changed: source, asset, start."""
+        """Note changed minutes: source, asset, start."""
         if minutes.height:
             self._changed = minutes if self._changed is None else pl.concat([self._changed, minutes]).unique()
 
     def due(self, batch: Batch) -> Due | None:
-        """What is to be written, as of a micro-batch that all tables have; call it between micro-batches."""
+        """The changes to write, as of a micro-batch that all tables have; call this between micro-batches."""
         parts = [part for part in (self._changed, self._left_minutes() if self._left else None) if part is not None]
         minutes = pl.concat(parts).unique() if parts else None
-        # Which version of the minutes the longer windows will have.
+        # The version of gold.price_1m that the longer windows will include.
         metadata = {"up_to": batch.at.isoformat(), "minutes_version": self._lake.version(GOLD_PRICE_1M)}
         if minutes is None or minutes.is_empty():
             self._changed, self._left = None, False
@@ -74,36 +74,36 @@ class RollUp:
         return Due(batch, minutes, rows, metadata)
 
     def write(self, due: Due) -> None:
-        """Write the windows, beside micro-batches. Raises Fenced, StoreError; then `retry` what is due."""
+        """Write the windows; micro-batches may go on. Raises Fenced, StoreError; then call `retry`."""
         rows, changed = due.rows, due.minutes
         for slices, (table, longer) in zip(self._longer, pairwise([*LONGER, None]), strict=True):
             assert table is not None
-            written = _windows(table, rows, due.batch.at)
+            new_rows = _windows(table, rows, due.batch.at)
 
-            def change(_: pl.DataFrame, written: pl.DataFrame = written) -> Changes:
-                return written, None
+            def change(_: pl.DataFrame, new_rows: pl.DataFrame = new_rows) -> Changes:
+                return new_rows, None
 
-            slices.update(due.batch, slices.spans_of(written), change, **due.metadata)
+            slices.update(due.batch, slices.spans_of(new_rows), change, **due.metadata)
             slices.forget_unused()
             if longer:
                 changed = changed.select(*PAIR, pl.col("start") // table.window_micros * table.window_micros).unique()
                 rows = _parts(slices, changed, longer)
 
     def retry(self, due: Due) -> None:
-        """Have what could not be written written later."""
+        """Keep the changes of a failed write for the next one."""
         self.note(due.minutes)
 
     def _left_minutes(self) -> pl.DataFrame:
-        """The minutes that gold.price_1m has got since the last time that the longest window was written."""
-        kept = self._lake.metadata(LAST)
-        up_to = datetime.fromisoformat(kept["up_to"]) if "up_to" in kept else EPOCH
-        files = self._lake.added_since(GOLD_PRICE_1M, kept.get("minutes_version", -1))
+        """The minutes that were added to gold.price_1m since the longest window was last written."""
+        metadata = self._lake.metadata(LAST)
+        up_to = datetime.fromisoformat(metadata["up_to"]) if "up_to" in metadata else EPOCH
+        files = self._lake.added_since(GOLD_PRICE_1M, metadata.get("minutes_version", -1))
         rows = self._minutes.rows_of(files).filter(pl.col("updated_at") > up_to)
         return rows.select(*PAIR, pl.col("window_start").cast(pl.Int64).alias("start"))
 
 
 def _parts(finer: Slices, changed: pl.DataFrame, table: Table) -> pl.DataFrame:
-    """The rows of a finer table that windows of `table` are made of, all of each window with a changed one."""
+    """All rows of a finer table in those windows of `table` that contain a changed row."""
     length, step = table.window_micros, finer.table.window_micros
     windows = changed.select(*PAIR, window=pl.col("start") // length * length).unique()
     starts = [start for window in windows["window"].unique() for start in range(window, window + length, step)]
@@ -113,7 +113,7 @@ def _parts(finer: Slices, changed: pl.DataFrame, table: Table) -> pl.DataFrame:
 
 
 def _windows(table: Table, parts: pl.DataFrame, at: datetime) -> pl.DataFrame:
-    """Rows of a table, of all the rows of the finer one that its windows are made of."""
+    """Rows of a table, from the finer table's rows of its windows."""
     length = table.window_micros
     rows = derive.price_rows(table, derive.windows(derive.summaries_of(parts), length), at)
     window = (pl.col("window_start").cast(pl.Int64) // length * length).cast(derive.TIME)

@@ -1,4 +1,4 @@
-"""Gold for those without Delta, as it changes: on the console, or as plain Parquet files."""
+"""Copies of gold for readers without Delta: lines on the console, or plain Parquet files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lake.tables import Column, Table
 
 
 def is_of_the_contract(column: Column) -> bool:
-    """Not one that only serves merging."""
+    """Whether readers may rely on the column; other columns only serve merging."""
     return not column.comment.startswith("for merging")
 
 
 class Console:
-    """A line for each row that changes: the table, then its columns."""
+    """Prints a line for each changed row: the table, then its columns."""
 
     def __init__(self, out: TextIO = sys.stdout) -> None:
         self._out = out
@@ -29,11 +29,11 @@ class Console:
     def changed(self, table: Table, pieces: dict[int, pl.DataFrame], gone: Collection[int], rows: pl.DataFrame) -> None:
         columns = [c.name for c in table.columns if is_of_the_contract(c) and c.name != "updated_at"]
         for row in rows.select(columns).rows():
-            values = (f"{name}={_shown(value)}" for name, value in zip(columns, row, strict=True))
+            values = (f"{name}={_format_value(value)}" for name, value in zip(columns, row, strict=True))
             print(table.qualified_name, *values, file=self._out, flush=True)
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, Decimal):
         return f"{value.normalize():f}"
     if isinstance(value, float):

@@ -1,14 +1,14 @@
-"""Ticks of a time window as a mergeable summary: one row of columns, from which every gold price is derived.
+"""Mergeable summaries of a time window's ticks: one row per window, from which every gold price is derived.
 
 A summary holds count, sum, M2 (the sum of squared differences from the mean), volume, notional, highest, lowest, and
 the first and the last tick by `contract.TICK_ORDER`. Summaries of disjoint ticks merge into the summary of all of
-them, in any order, so a late tick is no special case, and a longer window is a merge of shorter ones. A tick is the
-summary of itself: stream, recomputation and proof share `of_ticks` and `merged`, and nothing else sums ticks.
+them, in any order, so a late tick is no special case, and a longer window is a merge of shorter ones. Stream,
+recomputation and proof share `of_ticks` and `merged`, and nothing else sums ticks.
 
 Counts, sums and extremes are exact. M2 is a double, merged by the formula of Chan, Golub and LeVeque (1979), since a
 sum of squares would lose eight digits at a price of 60,000.
 
-A frame of summaries has the key columns that its user names, and `COLUMNS`. Times are Int64, in microseconds since
+A frame of summaries has key columns, chosen by its user, and `COLUMNS`. Times are Int64, in microseconds since
 1970; orders are columns of their own (`open_time`, `open_trade_epoch`, ...), nulls first.
 """
 
@@ -24,7 +24,7 @@ from lake.times import BUCKET
 PRICE = pl.Decimal(28, 12)
 SUM = pl.Decimal(38, 12)
 NOTIONAL = pl.Decimal(38, 18)
-# What a DECIMAL(38,18) can hold. Int128, in which sums are made, holds 1.7 times as much.
+# The limit of DECIMAL(38,18). Int128, the type of the sums, holds 1.7 times as much.
 _NOTIONAL_LIMIT = 10**38
 _NOTIONAL_FITS = 1.6e38
 
@@ -64,7 +64,7 @@ SUMS: Order = {
     "notional": NOTIONAL,
 }
 COLUMNS: Order = {**SUMS, "open": PRICE, **OPEN, "close": PRICE, **CLOSE}
-# Of ticks as they come, also the newest one over all venues (`contract.CURRENT_ORDER`), for gold.current_price.
+# Summaries of new ticks also have the newest tick over all venues (`contract.CURRENT_ORDER`), for gold.current_price.
 NEWEST_COLUMNS: Order = {"newest": PRICE, "newest_time": pl.Int64(), **NEW}
 PAIR = ("source", "asset")
 
@@ -72,7 +72,7 @@ PAIR = ("source", "asset")
 def of_ticks(ticks: pl.DataFrame, *by: str) -> pl.DataFrame:
     """A summary of each five seconds of each instrument, with the newest tick.
 
-    ticks: silver.ticks without is_late, and notional; times as Int64. Out: `by`, `start` (when the five seconds
+    ticks: silver.ticks without is_late, with notional; times as Int64. Out: `by`, `start` (when the five seconds
     begin), COLUMNS, NEWEST_COLUMNS.
     """
     gold_time = pl.when("is_future").then("received_at").otherwise("event_time")
@@ -95,8 +95,8 @@ def of_ticks(ticks: pl.DataFrame, *by: str) -> pl.DataFrame:
 def merged(parts: pl.DataFrame, *by: str) -> pl.DataFrame:
     """One summary of each key, of parts that share no tick.
 
-    Out: `by`, COLUMNS, and NEWEST_COLUMNS if the parts have them. notional is null where no tick has a quantity, and
-    where it is 10^20 or more, which no further part undoes.
+    Out: `by`, COLUMNS, and NEWEST_COLUMNS if the parts have them. notional is null if no tick has a quantity, and
+    if it is 10^20 or more; further parts keep it null.
     """
     ends = [("open", "open_time", OPEN, False), ("close", "close_time", CLOSE, True)]
     if newest := "newest" in parts.columns:
@@ -107,7 +107,7 @@ def merged(parts: pl.DataFrame, *by: str) -> pl.DataFrame:
     ]
     whole, parts = _sums(parts, by, first_or_last)
     for name, time, order, descending in ends:
-        # Nearly all rows of a large frame are neither first nor last: only the others are sorted.
+        # Sort only the rows that may be first or last: few of a large frame.
         chosen = _first_by(parts.filter(pl.col(time) == pl.col(f"{name}_extreme")), list(order), descending=descending)
         extra = ["newest_time"] if name == "newest" else []
         whole = whole.join(chosen.select("group", name, *order, *extra), on="group")
@@ -115,7 +115,7 @@ def merged(parts: pl.DataFrame, *by: str) -> pl.DataFrame:
 
 
 def sums(parts: pl.DataFrame, *by: str) -> pl.DataFrame:
-    """As `merged`, but of `by` and SUMS alone: without the first and the last tick."""
+    """As `merged`, but only `by` and SUMS, without the first and the last tick."""
     return _sums(parts, by, [])[0].select(*by, *SUMS)
 
 
@@ -143,7 +143,7 @@ def _sums(parts: pl.DataFrame, by: Sequence[str], more: Sequence[pl.Expr]) -> tu
 
 
 def _first_by(rows: pl.DataFrame, order: Sequence[str], *, descending: bool) -> pl.DataFrame:
-    """The first row of each group by an order in which nulls come first, or the last."""
+    """The first row of each group by an order, nulls first; with `descending` the last."""
     if rows["group"].n_unique() == rows.height:
         return rows
     in_order = rows.sort(order, descending=descending, nulls_last=descending)
@@ -155,7 +155,7 @@ def _mean() -> pl.Expr:
 
 
 def decimal(units: pl.Expr, kind: pl.Decimal) -> pl.Expr:
-    """Int128 units of the last digit as a decimal; null where it has no room for them."""
+    """Int128 units of the last digit as a decimal; null if they do not fit."""
     unit = pl.lit(Decimal(1).scaleb(-kind.scale), pl.Decimal(38, kind.scale))
     return (units.cast(pl.Decimal(38, 0)) * unit).cast(kind, strict=False)
 
@@ -170,14 +170,14 @@ def average() -> pl.Expr:
 
 
 def volume() -> pl.Expr:
-    """volume_sum, or null where a DECIMAL(28,12) cannot hold it."""
+    """volume_sum, or null if it does not fit DECIMAL(28,12)."""
     return pl.when(pl.col("volume_sum") < 10**16).then(pl.col("volume_sum")).cast(PRICE)
 
 
 def vwap(rows: pl.DataFrame) -> pl.Series:
-    """notional / volume_sum of each row, half up to 12 digits; null without volume, or beyond a DECIMAL(28,12)."""
+    """notional / volume_sum of each row, half up to 12 digits; null without volume, or if too large."""
     total, size = (pl.col(name).to_physical() for name in ("notional", "volume_sum"))
-    # A quotient of units is one of 10^-6; its remainder gives the six digits that are left.
+    # A quotient of units has 6 digits after the point; its remainder gives the other six.
     million = pl.lit(10**6, pl.Int128)
     rest = total % size
     units = total // size * million + (_TWO * rest * million + size) // (_TWO * size)

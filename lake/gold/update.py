@@ -1,10 +1,10 @@
-"""Gold, kept up to date from what each micro-batch adds to the five-second summaries of silver's ticks.
+"""Update gold's tables with each micro-batch.
 
-gold.price_5s is the state: rows that merge (lake.gold.summary). A micro-batch folds its summaries into the rows that
-they touch, and everything else is derived again from rows near those. So memory and time grow with what changed,
-a tick that is hours late costs one look into an old file, and a start reads the last minutes as whole files.
+gold.price_5s is the state: its rows are mergeable summaries (lake.gold.summary). A micro-batch merges its own summaries
+into the rows that they touch, and derives all other tables again from rows near those. So memory and time grow with the
+change, a tick that is hours late costs one read of an old file, and a start reads the last minutes as whole files.
 
-Each table is written in a transaction of its own, and knows by the micro-batch in it whether a replay has it already.
+Each table is committed by itself. Its commit names the micro-batch, so that a replay skips tables that have it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from lake.tables import (
 )
 from lake.times import BUCKET, MINUTE, SECOND, bucket_of, bucket_start, to_micros
 
-# A change of so recent buckets is looked at up to the newest one.
+# After a change of so recent buckets, alerts are reassessed up to the newest bucket.
 RECENT = 15 * MINUTE // BUCKET
-# A tick that is hours late needs to know what followed it; so much at first, all of it where that is not enough.
+# After an older change, so many of the following buckets are read first, and all of them if that does not suffice.
 FOLLOWED = 30 * MINUTE // BUCKET
 _KEY = (*PAIR, "start")
 
@@ -93,19 +93,19 @@ class Gold:
         self._lookback = Lookback(
             lake.files, lambda: lake.newest_files(SILVER_TICKS), lambda rows: feeding(rows, rules.symbols)
         )
-        # Where the bucket of a pair's newest tick begins, of pairs that had a tick since the start.
+        # The start of the bucket of each pair's newest tick, for pairs with a tick since the start.
         self._newest = pl.DataFrame(schema={"source": pl.String, "asset": pl.String, "newest": pl.Int64})
-        # Of the other pairs only the minute is known.
+        # Of other pairs only the newest minute is known.
         self.begin_at(minutes)
 
     def begin_at(self, minutes: Mapping[Pair, int]) -> None:
-        """Know of each pair that gold has, and of which no tick has come since the start, its newest minute."""
+        """Set the newest minute of each pair in gold; it counts until the pair's first tick after the start."""
         known = [(*pair, second * SECOND) for pair, second in minutes.items()]
         schema = {"source": pl.String, "asset": pl.String, "minute": pl.Int64}
         self._newest_minutes = pl.DataFrame(known, schema=schema, orient="row")
 
     def has(self, files: Iterable[DataFile]) -> None:
-        """silver.ticks gets these files."""
+        """Note files that silver.ticks is about to get."""
         self._lookback.add(files)
 
     def write(self, summaries: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -128,34 +128,29 @@ class Gold:
     def _attempt(
         self, delta: pl.DataFrame, changed_minutes: pl.DataFrame, batch: Batch, *, again: bool
     ) -> tuple[pl.DataFrame, bool]:
-        """Write all tables side by side, each as soon as it is computed. Out: `_newest_after`, and whether maintenance
+        """Compute and write all tables side by side. Out: `_newest_after`, and whether maintenance
         has replaced rows of gold.price_5s meanwhile, so that all that was derived from them must be derived `again`."""
         five = self._five
         change = None if five.written(batch) else five.prepare(self._spans(delta), self._fold(delta, batch))
         buckets = Buckets(five, change)
-        running: list[Future[None]] = []
-        with ThreadPoolExecutor(8) as threads:
+        newest = self._newest_after(delta, buckets)
 
-            def update(slices: Slices, rows: pl.DataFrame, gone: pl.DataFrame | None = None) -> None:
+        def update(slices: Slices, changes: Callable[[], Changes]) -> None:
+            """Compute and write a table's changes, unless it has the micro-batch."""
+            if again or not slices.written(batch):
+                rows, gone = changes()
                 spans = slices.spans_of(rows if gone is None else pl.concat([rows, gone]))
-                running.append(threads.submit(slices.update, batch, spans, lambda _: (rows, gone), again=again))
+                slices.update(batch, spans, lambda _: (rows, gone), again=again)
 
-            def lacks(slices: Slices) -> bool:
-                return again or not slices.written(batch)
-
-            if change:
-                running.append(threads.submit(five.commit, change, batch))
-            newest = self._newest_after(delta, buckets)
-            if lacks(self.minutes):
-                update(self.minutes, self._minute_rows(changed_minutes, buckets, batch.at))
-            if lacks(self._current):
-                update(self._current, self._current_rows(delta, buckets, batch.at))
-            if lacks(self._rolling):
-                update(self._rolling, self._rolling_rows(delta, newest, buckets, batch.at))
-            if lacks(self._alerts):
-                rows, gone = self._alert_rows(delta, newest, buckets, batch.at)
-                if rows.height or gone.height:
-                    update(self._alerts, rows, gone)
+        tables: list[tuple[Slices, Callable[[], Changes]]] = [
+            (self.minutes, lambda: (self._minute_rows(changed_minutes, buckets, batch.at), None)),
+            (self._current, lambda: (self._current_rows(delta, buckets, batch.at), None)),
+            (self._rolling, lambda: (self._rolling_rows(delta, newest, buckets, batch.at), None)),
+            (self._alerts, lambda: self._alert_rows(delta, newest, buckets, batch.at)),
+        ]
+        with ThreadPoolExecutor(len(tables) + 1) as threads:
+            running: list[Future[None]] = [threads.submit(five.commit, change, batch)] if change else []
+            running += [threads.submit(update, *table) for table in tables]
             outdated = False
             for step in running:
                 try:
@@ -215,10 +210,10 @@ class Gold:
         )
 
     def _rolling_rows(self, delta: pl.DataFrame, newest: pl.DataFrame, buckets: Buckets, at: datetime) -> pl.DataFrame:
-        """Each row that looks back on a changed bucket, and those that time has come to."""
+        """Rows that look back on a changed bucket, and rows that the pair's progress in time adds."""
         reach = max(ROLLED, self._rules.volatility_buckets)
         wanted = derive.looks(delta.select(_KEY), newest, reach)
-        # A pair that has gone on: its last minute before is seen from later too.
+        # A pair whose time advances: later rows look back on its earlier minute too.
         ahead = newest.filter(pl.col("newest") > pl.col("since"))
         starts = {
             start
@@ -268,7 +263,7 @@ class Gold:
     def _alert_rows(
         self, delta: pl.DataFrame, newest: pl.DataFrame, buckets: Buckets, at: datetime
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows of gold.alerts that change, and rows that go, as all ticks that silver has make them."""
+        """(new and changed, deleted) rows of gold.alerts, by all ticks that silver has."""
         changed = delta.group_by(PAIR).agg(pl.col("start").min().alias("first"), pl.col("start").max().alias("last"))
         pairs = self._suspects(delta, buckets).vstack(self._in_alert(changed)).unique()
         upserts: list[tuple[object, ...]] = []
@@ -294,7 +289,7 @@ class Gold:
         return pl.DataFrame(rows, schema=self._alerts.empty().schema, orient="row")
 
     def _suspects(self, delta: pl.DataFrame, buckets: Buckets) -> pl.DataFrame:
-        """Pairs with a bucket, near a changed one, in which an episode may be open now; by doubles, a little wider."""
+        """Pairs in which an episode may be open near a changed bucket. Doubles with a margin: a few pairs too many."""
         reach = self._rules.alerts.reach
         step = pl.DataFrame({"step": range(reach + 1)})
         touched = delta.select(_KEY).join(step, how="cross").select(*PAIR, pl.col("start") + pl.col("step") * BUCKET)
@@ -309,25 +304,25 @@ class Gold:
         return extremes.filter(most >= least).select(PAIR).unique()
 
     def _in_alert(self, changed: pl.DataFrame) -> pl.DataFrame:
-        """Pairs with an episode that was open at a changed bucket, or later."""
+        """Pairs with a stored episode that was open at a changed bucket or later."""
         rows = self._alerts_since(changed["first"].min())
         joined = rows.join(changed, on=PAIR)
         closed_at = pl.col("closed_at").cast(pl.Int64)
         return joined.filter(closed_at.is_null() | (closed_at >= pl.col("first"))).select(PAIR).unique()
 
     def _alerts_since(self, since: Any) -> pl.DataFrame:
-        """Rows of files with episodes that were open then, or later."""
+        """Rows of the files that may have episodes open at this time or later, and perhaps others."""
 
         def may_have(file: DataFile) -> bool:
             if file.nulls.get("closed_at", 1):
                 return True
-            # Statistics are cut to milliseconds.
+            # Statistics are truncated to milliseconds.
             return bool(to_micros(datetime.fromisoformat(file.highest["closed_at"])) + 1_000 >= since)
 
         return self._alerts.rows_of([file for file in self._lake.live(GOLD_ALERTS).all() if may_have(file)])
 
     def _stored_alerts(self, pair: Pair, since: int) -> list[Alert]:
-        """A pair's rows of gold.alerts that may matter from a gold time on, by time."""
+        """A pair's rows of gold.alerts that may matter from a gold time on, by opening time."""
         rows = self._alerts_since(since - self._rules.alerts.cooldown_seconds * SECOND)
         names = [name for name in GOLD_ALERTS.column_names if name in Alert.__dataclass_fields__]
         of_pair = rows.filter((pl.col("source") == pair[0]) & (pl.col("asset") == pair[1])).sort("opened_at")
@@ -348,8 +343,8 @@ class Gold:
     ) -> tuple[int, int | None, dict[str, Alert]]:
         """(begin, end, the alerts that open in between), after changes to buckets from `first` to `last`.
 
-        From a moment before `first` at which no episode was open, to the first one after `last` at which things are as
-        before the change; None: to the newest tick.
+        begin: a time before `first` at which no episode was open. end: the first time after `last` from which
+        the stored alerts are still valid; None: the newest tick was reached first.
         """
         rule = self._rules.alerts
         low = first - 2 * ROLLED

@@ -1,19 +1,19 @@
-"""Which ticks the lake has already: bounded deduplication, and the state that it needs.
+"""Deduplication: which ticks the lake has already, with a bounded state.
 
-The state is a handful of rows, however many ticks went by:
+The state does not grow with the number of ticks:
 
-- per instrument (source, symbol, trade_epoch): the intervals of trade ids seen. A repeat lies inside one; the holes
-  between them are ticks that have not come (yet).
+- per instrument (source, symbol, trade_epoch): the intervals of trade ids seen. A repeat lies inside an interval; the
+  holes between intervals are ticks that have not come yet.
 - per producer and Kafka partition: the highest sequence seen of ticks that have no trade id. Kafka keeps a producer's
   order within a partition, so a repeat is not above it.
-- per source and asset: the newest minute that gold has, by which a tick is called late.
+- per source and asset: the newest minute in gold; a tick of an earlier minute is late.
 
-A task leaves out the repeats among its own records (`distinct`) and sends the driver runs of ids instead of ticks
-(`Numbers`). The driver compares them with the state and with the other tasks' (`Seen.repeats`), and only files in
-which something is not new are read once more, and written without it (`without`). Among repeats the lowest offset wins.
+A task drops the repeats among its own records (`distinct`) and sends the driver runs of ids instead of ticks
+(`Numbers`). The driver compares them with the state and with the other tasks' runs (`Seen.repeats`). Only files that
+contain repeats are read again and rewritten without them (`without`). Among repeats the lowest offset wins.
 
-What a micro-batch adds to the state (`Delta`) stands in the metadata of the very commit that appends its ticks to
-silver.ticks, so that the two cannot disagree. The whole state is kept beside the log now and then (lake.silver.state).
+The commit that appends a micro-batch's ticks to silver.ticks carries what they add to the state (`Delta`) in its
+metadata, so the two cannot disagree. Snapshots of the whole state lie beside the log (lake.silver.state).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _SEQUENCES = {
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of some ticks, of which none is there twice.
+    """The numbers of some distinct ticks.
 
-    runs: of consecutive trade ids of an instrument in a Kafka partition, first to last, and the offsets that they lie
-    between. sequences: of the ticks without a trade id, per producer and Kafka partition.
+    runs: consecutive trade ids of an instrument in a Kafka partition, first to last, with their lowest and highest
+    offset. sequences: the same of ticks without a trade id, one row per producer and Kafka partition.
     """
 
     runs: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_RUNS))
@@ -63,9 +63,9 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Repeats:
-    """What is not new among some ticks.
+    """The repeats among some ticks.
 
-    ids: INSTRUMENT, first, last. sequences: producer, partition, highest: those up to it.
+    ids: INSTRUMENT, first, last. sequences: producer, partition, highest: all sequences up to it are repeats.
     """
 
     ids: pl.DataFrame
@@ -73,15 +73,15 @@ class Repeats:
 
 
 def distinct(ticks: pl.DataFrame) -> pl.DataFrame:
-    """Ticks (silver.ticks), each once: of repeats the one with the lowest Kafka partition and offset."""
+    """Drop repeated ticks (rows of silver.ticks); the one with the lowest Kafka partition and offset stays."""
     row = pl.int_range(pl.len()).alias("row")
     place = ("kafka_partition", "kafka_offset")
     numbered = ticks.select(row, *INSTRUMENT, "trade_id", *place).filter(pl.col("trade_id").is_not_null())
     key = [*INSTRUMENT, "trade_id"]
     repeated: list[pl.Series] = []
     if numbered.height and numbered.select(pl.struct(key).n_unique()).item() < numbered.height:
-        kept = numbered.sort(place).unique(key, keep="first", maintain_order=True)
-        repeated.append(numbered.join(kept, on="row", how="anti")["row"])
+        firsts = numbered.sort(place).unique(key, keep="first", maintain_order=True)
+        repeated.append(numbered.join(firsts, on="row", how="anti")["row"])
     sequenced = _sequenced(ticks.with_columns(row)).sort(place)
     highest = pl.col("sequence").cum_max().shift(1).over("producer", "kafka_partition")
     behind = sequenced.filter(pl.col("sequence") <= highest)
@@ -91,7 +91,7 @@ def distinct(ticks: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sequenced(ticks: pl.DataFrame) -> pl.DataFrame:
-    """Those that are told apart by their sequence."""
+    """The ticks identified by producer and sequence."""
     return ticks.filter(
         pl.col("trade_id").is_null() & pl.col("producer").is_not_null() & pl.col("sequence").is_not_null()
     )
@@ -126,7 +126,7 @@ def numbers(ticks: pl.DataFrame) -> Numbers:
 
 
 def without(ticks: pl.DataFrame, repeats: Repeats) -> pl.DataFrame:
-    """Distinct ticks without those that are not new."""
+    """Distinct ticks without the repeats."""
     ticks = ticks.with_row_index("row")
     ids = repeats.ids.sort("first").rename({"first": "trade_id"})
     among = (
@@ -148,7 +148,7 @@ def without(ticks: pl.DataFrame, repeats: Repeats) -> pl.DataFrame:
 
 @dataclass
 class Delta:
-    """What a micro-batch adds to the state; minutes in seconds since 1970, new and before (None: none)."""
+    """What a micro-batch adds to the state. minutes: new and previous minute (None: none), in seconds since 1970."""
 
     runs: list[tuple[Instrument, Interval]] = field(default_factory=list)
     rejected: list[tuple[Instrument, Interval]] = field(default_factory=list)
@@ -156,7 +156,7 @@ class Delta:
     minutes: list[tuple[Pair, int, int | None]] = field(default_factory=list)
 
     def minutes_before(self, minutes: Mapping[Pair, int]) -> dict[Pair, int]:
-        """The newest minutes before the micro-batch, of those after it."""
+        """The newest minutes before the micro-batch, from those after it."""
         before = dict(minutes)
         for pair, _, minute in self.minutes:
             if minute is None:
@@ -185,12 +185,12 @@ class Delta:
 
 @dataclass(frozen=True)
 class Seen:
-    """What has been seen: trade id intervals, highest sequences, and newest minutes (seconds since 1970)."""
+    """The state: trade id intervals, highest sequences, and newest minutes (seconds since 1970)."""
 
     instruments: Mapping[Instrument, tuple[Interval, ...]] = field(default_factory=dict)
     producers: Mapping[tuple[str, int], int] = field(default_factory=dict)
     minutes: Mapping[Pair, int] = field(default_factory=dict)
-    # Trade ids of records in quarantine: they are no ticks, but they are not missing either.
+    # Trade ids of records in quarantine: they are not in silver, but they are not missing either.
     rejected: Mapping[Instrument, tuple[Interval, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class Seen:
         )
 
     def after(self, delta: Delta) -> Seen:
-        """This state and what a micro-batch adds; adding it once more changes nothing."""
+        """The state after a micro-batch's delta; adding the delta again changes nothing."""
         producers, minutes = dict(self.producers), dict(self.minutes)
         for place, highest in delta.sequences:
             producers[place] = max(producers.get(place, highest), highest)
@@ -222,7 +222,7 @@ class Seen:
     def delta(
         self, files: Iterable[Numbers], rejected: Iterable[tuple[str, str, int, int]], minutes: Mapping[Pair, int]
     ) -> Delta:
-        """What files of new ticks add, with trade ids that are in quarantine, and the pairs' newest minutes."""
+        """The delta of files of new ticks, of trade ids in quarantine, and of the pairs' newest minutes."""
         runs: list[tuple[Instrument, Interval]] = []
         sequences: dict[tuple[str, int], int] = {}
         for file in files:
@@ -240,10 +240,10 @@ class Seen:
         return Delta(runs, ids, list(sequences.items()), newer)
 
     def repeats(self, parts: Sequence[Numbers]) -> dict[int, Repeats]:
-        """What is not new, by the number of the part; parts in which all is new are not there.
+        """The repeats by number of the part; parts without repeats are absent.
 
-        Of two parts that have the same tick, the one with the lower Kafka partition and offset keeps it. A part has a
-        contiguous range of a Kafka partition, so that of two parts' runs in it one lies wholly before the other.
+        If two parts have the same tick, the one with the lower Kafka partition and offset keeps it. A part has a
+        contiguous range of a Kafka partition, so of two parts' runs in one partition one lies wholly before the other.
         """
         ids: dict[int, list[tuple[str, str, int, int, int]]] = defaultdict(list)
         by_instrument: dict[Instrument, list[tuple[tuple[int, int], Interval, int]]] = defaultdict(list)
@@ -259,9 +259,9 @@ class Seen:
                     claimed = add_interval(claimed, run)
         sequences: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
         by_place: dict[tuple[str, int], list[tuple[int, int, int, int]]] = defaultdict(list)
-        named = ("producer", "partition", "first_offset", "first", "last")
+        fields = ("producer", "partition", "first_offset", "first", "last")
         for number, part in enumerate(parts):
-            for producer, partition, offset, first, last in part.sequences.select(named).rows():
+            for producer, partition, offset, first, last in part.sequences.select(fields).rows():
                 by_place[producer, partition].append((offset, first, last, number))
         for place, spans in by_place.items():
             highest = self.producers.get(place)

@@ -1,16 +1,16 @@
-"""silver.gaps: which ticks are known to be missing, at the cost of what changed.
+"""silver.gaps: the missing ticks. A micro-batch's cost depends only on what it changes.
 
-An id is missing if it lies between two trade ids that silver has seen, and neither silver nor quarantine has it. Each
-missing id is in one row that is open or unfillable, and no other id is:
+A trade id is missing if it lies between two ids that silver has seen, and neither silver nor quarantine has it. Each
+missing id is in exactly one open or unfillable row, and no other id is in such a row:
 
-- The ingester reports (topic `gaps`) and silver decides: a report counts for those of its ids that are missing. The
-  last report of an id gives its row's reason, times and status. A hole that nobody reported is a row all the same.
-- A row of which some ids have come is split: the part that came is filled, the rest stays as it was.
-- Ids above the highest that silver has seen are not missing yet. Reports of them wait (`EarlyReports`).
-- A venue that does not number its trades has only the reports, and they are its rows.
+- The ingester reports gaps (topic `gaps`), and a report counts only for ids that are missing. The last report of an id
+  gives its row's reason, times and status. A hole without a report gets a row too.
+- If some ids of a row come, the row is split: the part that came is filled, the rest stays.
+- Ids above the highest that silver has seen are not missing yet. Their reports wait (`EarlyReports`).
+- For a venue without trade ids the reports themselves are the rows.
 
-A lake may have thousands of rows that stay open for ever. A micro-batch looks only at those that it can change: rows
-that share ids with its runs, with its reports, or with the stretch in which silver had seen nothing before.
+A lake may have thousands of rows that stay open for ever. A micro-batch reads only those that it can change: rows that
+share ids with its runs, with its reports, or with the range of ids that is new to silver.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from lake.intervals import (
 STATUSES = ("open", "filled", "unfillable")
 UNREPORTED = "no tick with these ids has come"
 LATER_DELIVERY = "a later delivery"
-# Below every trade id, which is a BIGINT: the highest id of an instrument that silver has not seen.
+# Below every trade id (a BIGINT): the highest id of an instrument of which silver has seen nothing.
 NOTHING_SEEN = -(2**63)
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A row of silver.gaps, or a report of the ingester in the same form; ids and times as there."""
+    """A row of silver.gaps, or an ingester's report in the same form; ids and times as in the table."""
 
     gap_id: str
     source: str
@@ -75,7 +75,7 @@ class Gap:
         return cls(**{**row, **{name: datetime.fromisoformat(row[name]) for name in times if row[name]}})
 
     def of(self, interval: Interval) -> Gap:
-        """What this row says, of an interval of the same instrument."""
+        """This row for another interval of the same instrument."""
         first, last = interval
         gap_id = f"{self.source}:{self.symbol}:{self.trade_epoch}:{first}"
         return replace(self, gap_id=gap_id, first_missing=first, last_missing=last)
@@ -83,9 +83,9 @@ class Gap:
 
 @dataclass(frozen=True)
 class InstrumentChange:
-    """What a micro-batch adds to the trade ids of an instrument; nothing, where only a report speaks of it.
+    """The trade ids that a micro-batch adds to an instrument; none if only a report names the instrument.
 
-    seen, rejected: the ids that silver and quarantine have after the micro-batch, as lake.intervals has them.
+    seen, rejected: the ids in silver and in quarantine after the micro-batch (lake.intervals).
     new_ticks, new_rejects: the runs that the micro-batch adds to them, in any order.
     """
 
@@ -100,14 +100,14 @@ class InstrumentChange:
         return self.seen[-1][1] if self.seen else NOTHING_SEEN
 
     def affected(self) -> list[Interval]:
-        """Where ids may have ceased or begun to be missing: the runs, and the stretches that are new to silver."""
+        """The ids that may have become, or ceased to be, missing: the runs, and the ranges that are new to silver."""
         return [*self.new_ticks, *self.new_rejects, *self._new_stretches()]
 
     def _new_stretches(self) -> Iterator[Interval]:
-        """Between the highest id seen before and now, and between the lowest now and before.
+        """From the highest id seen before to the highest now, and from the lowest now to the lowest before.
 
-        What silver had before is worked out from what it has now: after a crash between the commits of silver.ticks and
-        silver.gaps there is no other account of it.
+        The earlier limits are computed from the present ids: after a crash between the commits of silver.ticks and
+        silver.gaps there is no other record of them.
         """
         if not self.new_ticks:
             return
@@ -133,9 +133,9 @@ def instrument_changes(
     new_rejects: Iterable[tuple[Instrument, Interval]],
     reports: Iterable[Gap],
 ) -> dict[Instrument, InstrumentChange]:
-    """The changes of all instruments whose ids a micro-batch has, or of whose ids a report speaks.
+    """The changes of all instruments with ids in a micro-batch or in a report.
 
-    seen, rejected: after the micro-batch, of all instruments.
+    seen, rejected: of all instruments, after the micro-batch.
     """
     ticks: dict[Instrument, list[Interval]] = defaultdict(list)
     rejects: dict[Instrument, list[Interval]] = defaultdict(list)
@@ -153,13 +153,13 @@ def instrument_changes(
 
 
 class UnfilledGaps:
-    """The rows of silver.gaps that are not filled: of numbered venues per instrument, sorted by id, and the others."""
+    """The unfilled rows of silver.gaps: those with ids per instrument, sorted by id, and the others."""
 
     def __init__(self, rows: Iterable[Gap] = ()) -> None:
-        """rows: of silver.gaps, in any order; of rows with the same gap_id the last counts."""
+        """rows: of silver.gaps, in any order; the last of rows with the same gap_id counts."""
         self._numbered: dict[Instrument, list[Gap]] = defaultdict(list)
         self._unnumbered: dict[str, Gap] = {}
-        # In order of ids each one is appended. The sort is stable, so that the last of a gap_id stays the last.
+        # Sorted rows are appended cheaply. The sort is stable, so the last row of a gap_id stays the last.
         self.accept(sorted(rows, key=lambda row: row.first_missing or 0))
 
     def __iter__(self) -> Iterator[Gap]:
@@ -168,13 +168,13 @@ class UnfilledGaps:
             yield from rows
 
     def changes(self, batch: Mapping[Instrument, InstrumentChange], reports: Iterable[Gap], at: datetime) -> list[Gap]:
-        """The rows of silver.gaps that a micro-batch changes: new, altered, filled. Replace those of the same gap_id.
+        """The rows of silver.gaps that a micro-batch adds, changes or fills; they replace rows of the same gap_id.
 
-        It changes nothing here: the same question has the same answer until `accept`.
+        This changes no state: until `accept`, the same arguments give the same rows.
 
-        batch: of all instruments that reports with ids speak of, at least; KeyError if one is absent.
+        batch: must have all instruments that reports with ids name; else KeyError.
         reports: each instrument's oldest first, so `EarlyReports.due` before those of the micro-batch itself.
-        at: when a hole that nobody reported was found, and when ids came of which nobody says who brought them.
+        at: the detection time of holes without a report, and the filling time of ids without a fill report.
         """
         reports = list(reports)
         unnumbered = {report.gap_id: report for report in reports if report.interval is None}
@@ -186,7 +186,7 @@ class UnfilledGaps:
         return changed
 
     def accept(self, changed: Iterable[Gap]) -> None:
-        """Take over rows of `changes`, once they are committed. To take them over twice does no harm."""
+        """Apply rows from `changes` after their commit. Applying them twice is harmless."""
         for row in changed:
             if row.interval is None:
                 self._unnumbered.pop(row.gap_id, None)
@@ -202,9 +202,9 @@ class UnfilledGaps:
 
 
 def _by_instrument(reports: Iterable[Gap], batch: Mapping[Instrument, InstrumentChange]) -> dict[Instrument, list[Gap]]:
-    """The reports that speak of ids, oldest first. Raises KeyError if the batch lacks the instrument of one.
+    """The reports with ids, oldest first. Raises KeyError if the batch lacks a report's instrument.
 
-    A report whose last id is below its first one speaks of none.
+    A report whose last id is below its first has no ids.
     """
     numbered: dict[Instrument, list[Gap]] = defaultdict(list)
     for report in reports:
@@ -218,15 +218,15 @@ def _by_instrument(reports: Iterable[Gap], batch: Mapping[Instrument, Instrument
 def _row_changes(
     rows: Sequence[Gap], instrument: Instrument, change: InstrumentChange, reports: Sequence[Gap], at: datetime
 ) -> Iterator[Gap]:
-    """The rows of an instrument that change. rows: those that are not filled, sorted."""
+    """The changed rows of an instrument. rows: its unfilled rows, sorted."""
     gap_reports = [report for report in reports if report.status != "filled"]
     fill_reports = [report for report in reports if report.status == "filled"]
     windows = add_intervals((), [*change.affected(), *map(_ids, gap_reports)])
     before = {_first(row): row for window in windows for row in rows[_overlap(rows, window)]}
-    # A row that is split has parts outside of the window.
+    # A split row may have parts outside the window.
     windows = add_intervals(windows, map(_ids, before.values()))
     missing = [hole for window in windows for hole in holes_within(change.seen, change.rejected, window)]
-    # A row stays one of its own where it meets another: each is looked at by itself.
+    # Adjacent rows stay separate: each is handled by itself.
     still_missing, came = [], []
     for row in before.values():
         holes = overlapping(missing, _ids(row))
@@ -241,21 +241,21 @@ def _row_changes(
 
 
 def _reported(rows: list[Gap], gap_reports: Sequence[Gap]) -> list[Gap]:
-    """The rows, sorted before, each part of them as the last report of it says.
+    """The rows, split so that each part has the values of its last report. The rows must be sorted.
 
-    The last report is first to take its ids out of `rows`, so that none is looked at again for an earlier one.
+    The last report takes its ids out of `rows` first, so that earlier reports do not see them.
     """
     after: list[Gap] = []
     for report in reversed(gap_reports):
         overlap = _overlap(rows, _ids(report))
-        taken = rows[overlap]
-        after += [report.of(part) for part in common(map(_ids, taken), [_ids(report)])]
-        rows[overlap] = [row.of(part) for row in taken for part in minus([_ids(row)], [_ids(report)])]
+        touched = rows[overlap]
+        after += [report.of(part) for part in common(map(_ids, touched), [_ids(report)])]
+        rows[overlap] = [row.of(part) for row in touched for part in minus([_ids(row)], [_ids(report)])]
     return after + rows
 
 
 def _filled(came: list[Gap], fill_reports: Sequence[Gap], at: datetime) -> Iterator[Gap]:
-    """Rows all of whose ids came, sorted before, as filled by what the last report that speaks of any of them says."""
+    """Rows whose ids have all come, as filled by the last report that overlaps them. The rows must be sorted."""
     for report in reversed(fill_reports):
         overlap = _overlap(came, _ids(report))
         for row in came[overlap]:
@@ -266,7 +266,7 @@ def _filled(came: list[Gap], fill_reports: Sequence[Gap], at: datetime) -> Itera
 
 
 def _overlap(rows: Sequence[Gap], window: Interval) -> slice:
-    """Where in sorted, disjoint rows those are that share an id with the window."""
+    """The slice of sorted, disjoint rows that share an id with the window."""
     start = bisect_left(rows, window[0], key=_last)
     return slice(start, bisect_right(rows, window[1], start, key=_first))
 
@@ -285,7 +285,7 @@ def _last(row: Gap) -> int:
 
 
 class _Waiting(NamedTuple):
-    """A report that waits."""
+    """A waiting report."""
 
     first_missing: int
     number: int  # ascends in an instrument's order of delivery
@@ -294,12 +294,12 @@ class _Waiting(NamedTuple):
 
 @dataclass(frozen=True)
 class EarlyReports:
-    """Reports of ids above the highest that silver has seen of their instrument. They count once silver has passed it.
+    """Reports of ids above the highest that silver has seen of an instrument. They wait until silver passes them.
 
-    A report counts once for an id: one that waits must not overrule a later one. Where silver has passed it in part,
-    the rest waits on. `due` are those that silver has passed in a micro-batch, each instrument's oldest first:
-    `UnfilledGaps.changes` gets them before the reports of the micro-batch itself. They are kept until the next one, so
-    that a micro-batch that is replayed, because silver.ticks has it and silver.gaps has not, still has them.
+    A report counts once per id: a waiting report must not overrule a later one. If silver has passed a part of one, the
+    rest goes on waiting. `due` has the reports that silver passed in a micro-batch, each instrument's oldest first:
+    `UnfilledGaps.changes` gets them before the reports of the micro-batch itself. They are kept until the next
+    micro-batch, for a replay after a crash between the commits of silver.ticks and silver.gaps.
     """
 
     due: tuple[Gap, ...] = ()
@@ -308,16 +308,16 @@ class EarlyReports:
     _delivered: int = 0
 
     def __iter__(self) -> Iterator[Gap]:
-        """Those that wait, each instrument's oldest first."""
+        """The waiting reports, each instrument's oldest first."""
         everything = (waiting for of_instrument in self._waiting.values() for waiting in of_instrument)
         return iter([waiting.report for waiting in sorted(everything, key=_number)])
 
     def after(self, batch: Mapping[Instrument, InstrumentChange], reports: Iterable[Gap]) -> EarlyReports:
-        """Those that wait after a micro-batch, and those that are due in it.
+        """The waiting reports after a micro-batch, and those due in it.
 
-        batch, reports: as in `UnfilledGaps.changes`, without those that waited.
+        batch, reports: as in `UnfilledGaps.changes`, without the waiting reports.
         """
-        # What was filled was seen, so the report of it never waits.
+        # A fill report never waits: silver has seen its ids.
         arrived = _by_instrument((report for report in reports if report.status != "filled"), batch)
         everything, delivered = dict(self._waiting), self._delivered
         due: list[_Waiting] = []
@@ -339,17 +339,19 @@ class EarlyReports:
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> EarlyReports:
-        # A lake that an earlier version wrote has a list of those that wait.
-        kept = state if isinstance(state, Mapping) else {"waiting": state, "due": []}
+        # An earlier version stored only a list of waiting reports.
+        kept_state = state if isinstance(state, Mapping) else {"waiting": state, "due": []}
         waiting: dict[Instrument, list[_Waiting]] = defaultdict(list)
-        for number, report in enumerate(map(Gap.from_json, kept["waiting"])):
+        for number, report in enumerate(map(Gap.from_json, kept_state["waiting"])):
             waiting[report.instrument].append(_Waiting(_first(report), number, report))
-        due = tuple(map(Gap.from_json, kept["due"]))
-        return cls(due, {instrument: sorted(reports) for instrument, reports in waiting.items()}, len(kept["waiting"]))
+        due = tuple(map(Gap.from_json, kept_state["due"]))
+        return cls(
+            due, {instrument: sorted(reports) for instrument, reports in waiting.items()}, len(kept_state["waiting"])
+        )
 
 
 def _above(highest: int, waiting: _Waiting) -> _Waiting:
-    """What it says of ids above the highest."""
+    """The part of a waiting report above the highest id."""
     if waiting.first_missing > highest:
         return waiting
     report = waiting.report.of((highest + 1, _last(waiting.report)))

@@ -1,6 +1,7 @@
-"""One Kafka record: a tick, a report of a gap, or a rejection with the first rule that it breaks.
+"""Classify one Kafka record: a tick, a gap report, or a rejection with the first rule that it breaks.
 
-Plain Python over lake/contract.py, and the reference: lake/silver/read.py reads most records faster, and must agree.
+This is the reference, in plain Python over lake/contract.py. lake/silver/read.py reads most records faster, and must
+agree.
 A record takes some ten microseconds. No value of a record makes `judge` raise or take more than linear time.
 """
 
@@ -55,7 +56,7 @@ _SMALLEST = Decimal(1).scaleb(-DECIMALS)
 _NUMBER_LIMIT = Decimal(10) ** INTEGER_DIGITS
 # Room for every number of NUMBER written out: 128 digits, an exponent of 999, and 12 decimals.
 _EXACT = Context(prec=1_200)
-# From half of the last kept decimal below the limit on, the product would be rounded up to the limit.
+# A product from this value on would be rounded up to the limit.
 _NOTIONAL_LIMIT = _EXACT.subtract(Decimal(10) ** NOTIONAL_DIGITS, Decimal(5).scaleb(-NOTIONAL_DECIMALS - 1))
 
 _is_name = re.compile(NAME).fullmatch
@@ -88,7 +89,7 @@ class Tick:
 
     @property
     def gold_time(self) -> int:
-        """The time that windows go by, in microseconds since 1970."""
+        """The time that places the tick in gold's windows, in microseconds since 1970."""
         return gold_time(self.event_time, self.received_at, self.is_future)
 
 
@@ -99,7 +100,7 @@ class Rejection:
     rule: str
     reason: str
     instrument_ids: InstrumentId | None = None
-    """The trade that the record names, if it names one well enough: its number is in quarantine, so not missing."""
+    """The trade that the record names, if all parts of its id are valid. Such a trade does not count as missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class GapReport:
 
 
 class _BrokenRule(Exception):
-    """A record breaks a rule; the first one that is raised is the record's."""
+    """A record breaks a rule. The first one raised is the record's rule."""
 
     def __init__(self, rule: str, reason: str) -> None:
         self.rule, self.reason = rule, reason
@@ -130,10 +131,10 @@ class _BrokenRule(Exception):
 def judge(
     value: bytes | None, topic: str, partition: int, offset: int, ingested_at: datetime, rules: TickRules
 ) -> Tick | Rejection | GapReport:
-    """What a record is.
+    """Classify a record.
 
-    ingested_at is when bronze took it, with a zone. A topic that is neither rules.rejects_topic nor rules.gaps_topic
-    is one of ticks.
+    ingested_at: when bronze took it, with a zone. Every topic but rules.rejects_topic and rules.gaps_topic is one of
+    ticks.
     """
     message = _object(value)
     is_report = topic == rules.gaps_topic
@@ -154,13 +155,13 @@ def judge(
 
 
 class _Integer(str):
-    """The digits of a JSON integer. Python's own int refuses thousands of digits, and takes quadratic time."""
+    """The digits of a JSON integer. Python's int refuses thousands of digits, and takes quadratic time."""
 
     __slots__ = ()
 
 
 class _Fraction(str):
-    """The digits of a JSON number with a point or an exponent, which never goes through a float."""
+    """The digits of a JSON number with a point or an exponent; it never becomes a float."""
 
     __slots__ = ()
 
@@ -182,15 +183,15 @@ def _refuse(constant: str) -> NoReturn:
 _decode = json.JSONDecoder(
     object_pairs_hook=_object_of, parse_int=_Integer, parse_float=_Fraction, parse_constant=_refuse
 ).decode
-# A string may end with the text, so that one without an end is passed once and not once a quote in it.
+# An unterminated string matches to the end of the text. Else the search would start again at each quote in it.
 _string_or_bracket = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
 def _object(value: bytes | None) -> _Message | None:
-    """The JSON object that a value is; None where it is none."""
+    """A value's JSON object; None if it is not one."""
     if value is None or len(value) > VALUE_BYTES:
         return None
-    # Hardly a value has so many brackets, so hardly one is looked through.
+    # Few values have so many brackets, so few are scanned.
     if value.count(b"{") + value.count(b"[") > NESTING and _is_too_deep(value):
         return None
     try:
@@ -201,7 +202,7 @@ def _object(value: bytes | None) -> _Message | None:
 
 
 def _is_too_deep(value: bytes) -> bool:
-    """Whether more than NESTING brackets are open at once, those in strings aside."""
+    """Whether more than NESTING brackets are open at once, not counting those in strings."""
     depth = 0
     for token in _string_or_bracket.finditer(value):
         first = value[token.start()]
@@ -214,7 +215,7 @@ def _is_too_deep(value: bytes) -> bool:
     return False
 
 
-# The rules, in their order. One field may break several; the first rule wins.
+# The rules, in order. If a field breaks several, the first one counts.
 
 _NONE = type(None)
 _ALLOWED = {
@@ -332,9 +333,9 @@ def _report(message: _Message) -> GapReport:
         disconnected_at=disconnected_at,
         detected_at=detected_at,
         status=status,
-        reason=_kept(get("reason")),
+        reason=_shorten(get("reason")),
         filled_at=filled_at,
-        filled_by=_kept(get("filled_by")),
+        filled_by=_shorten(get("filled_by")),
     )
 
 
@@ -344,7 +345,7 @@ def _reason_of_feed(message: _Message | None) -> str:
 
 
 def _instrument_ids(message: _Message | None) -> InstrumentId | None:
-    """The trade that a message names: source, symbol, epoch and number must each be as a tick's must be."""
+    """The trade that a message names; None unless source, symbol, epoch and number are valid as in a tick."""
     if message is None:
         return None
     source, symbol = message.get("source"), message.get("symbol")
@@ -405,12 +406,12 @@ def _time_in_report(name: str, text: object) -> datetime | None:
 
 
 def _number(text: str) -> Decimal | None:
-    """Exactly as it is written; None where it is no number of at least 0."""
+    """The exact number; None if the text is not a number of at least 0."""
     return Decimal(text) if len(text) <= NUMBER_LENGTH and _is_number(text) else None
 
 
 def _exact(name: str, number: Decimal, text: str) -> Decimal:
-    """With exactly DECIMALS decimals, as the tables keep it. Raises _BrokenRule where that would round."""
+    """The number with exactly DECIMALS decimals, as in the tables. Raises _BrokenRule if that would round it."""
     exact = _EXACT.quantize(number, _SMALLEST)
     if exact != number:
         raise _BrokenRule("precision", f"{_quoted(name, text)} has more than {DECIMALS} decimals")
@@ -423,17 +424,17 @@ def _require_room(name: str, number: Decimal, text: str) -> None:
         raise _BrokenRule("range", f"{_quoted(name, text)} has more than {INTEGER_DIGITS} digits before the point")
 
 
-def _kept(text: str | None) -> str | None:
+def _shorten(text: str | None) -> str | None:
     return None if text is None else _storable(text[:REASON_LENGTH])
 
 
 def _quoted(name: str, value: object) -> str:
-    """A field and the beginning of what it holds."""
+    """A field's name and the beginning of its value."""
     if value is None:
         return f"{name} null"
     return f"{name} {_storable(value[:QUOTED_LENGTH])}" if isinstance(value, str) else f"{name} of another type"
 
 
 def _storable(text: str) -> str:
-    """JSON can write half of a surrogate pair, which UTF-8 and so no table can keep."""
+    """Escape lone surrogates: JSON allows them, UTF-8 and so the tables do not."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

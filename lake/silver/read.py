@@ -1,9 +1,9 @@
-"""Many Kafka records: their ticks, rejections and gap reports, with Arrow.
+"""Read many Kafka records with Arrow: their ticks, rejections and gap reports.
 
-One pattern proves that a record has the ingester's own layout; only ranges that need arithmetic remain to be checked.
-Then Arrow reads its fields as they are, in 3 microseconds of a core. Every other record, and each that fails such a
-check, goes through lake.silver.judge, which is the reference. Nothing is dropped: each record is in exactly one of
-`ticks`, `quarantined` and `reports`.
+One pattern proves that a record has the ingester's layout; only range checks that need arithmetic remain. Arrow then
+reads the fields, in 3 microseconds of CPU per record. Every other record, and each that fails a range check, goes
+through the reference, lake.silver.judge. No record is dropped: each is in exactly one of `ticks`, `quarantined` and
+`reports`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TICKS = _TICK.append(pa.field("notional", _NOTIONAL))
 """silver.ticks without is_late, and notional: price_usd * quantity, half up; null without a quantity."""
 QUARANTINED = pa.schema([field for field in arrow_schema(SILVER_QUARANTINE) if field.name != "quarantined_at"])
 
-# The days of each month are in the pattern, since Arrow would take a 30th of February for a 1st of March.
+# The pattern checks the days of each month: Arrow would read 30 February as 1 March.
 _YEAR = r"(?:19[7-9]|2[0-9]{2})[0-9]"
 _LEAP_YEAR = r"(?:19(?:[79][26]|8[048])|2[0-9](?:0[48]|[2468][048]|[13579][26])|2[048]00)"
 _DATE = (
@@ -64,7 +64,7 @@ _FIELD = {
     "sequence": f"(?:{_INTEGER}|null)",
 }
 CANONICAL = r"\{" + ",".join(f'"{name}":{_FIELD[name]}' for name in FIELDS) + r"\}"
-"""All fields, in this order, without spaces; for the whole of a value, in the syntax of RE2 and of Python."""
+"""All fields in this order, without spaces. Must match a whole value; syntax that RE2 and Python share."""
 
 _MESSAGE = pa.schema(
     [
@@ -76,7 +76,7 @@ _MESSAGE = pa.schema(
 
 @dataclass(frozen=True)
 class Contents:
-    """What some records are: of each record one row of `ticks` or `quarantined`, or one of `reports`."""
+    """The contents of some records: each record is in one of `ticks`, `quarantined` and `reports`."""
 
     ticks: pa.Table
     """TICKS, repeats included, in no particular order."""
@@ -91,7 +91,7 @@ class Contents:
 
 
 def read(records: pa.Table, rules: TickRules) -> Contents:
-    """What records are.
+    """Classify records.
 
     records: lake.contract.RECORD and ingested_at (TIMESTAMP: when bronze took the record); value and key BINARY, topic
     STRING, partition INT, offset BIGINT, kafka_timestamp TIMESTAMP.
@@ -117,7 +117,7 @@ def _split(rows: pa.Table, chosen: pa.Array) -> tuple[pa.Table, pa.Table]:
 
 
 def _canonical_ticks(records: pa.Table, rules: TickRules) -> tuple[pa.Table, pa.Table]:
-    """TICKS of records that fit CANONICAL, and those of the records that a range check refuses."""
+    """(TICKS of the records that fit CANONICAL, the records that fail a range check)."""
     if not records.num_rows:
         return TICKS.empty_table(), records
     fields = _messages(records["value"].combine_chunks())
@@ -129,7 +129,7 @@ def _canonical_ticks(records: pa.Table, rules: TickRules) -> tuple[pa.Table, pa.
     checks = (
         pc.greater(fields["price_usd"], pa.scalar(0, pa.decimal128(1, 0))),
         pc.fill_null(pc.less(product, pa.scalar(10**NOTIONAL_DIGITS, pa.decimal128(NOTIONAL_DIGITS + 1, 0))), True),
-        # An offset can put a time of the first or last day out of range.
+        # A UTC offset can move a time of the first or last day out of range.
         *(check for times in (received, event) for check in (pc.greater_equal(times, EARLIEST), _before_limit(times))),
         pc.less_equal(pc.subtract(received, ingested), rules.receipt_tolerance),
     )
@@ -148,11 +148,11 @@ def _before_limit(times: pa.ChunkedArray) -> pa.ChunkedArray:
 def _messages(values: pa.Array) -> pa.Table:
     """The fields of values that fit CANONICAL: prices as DECIMAL(28,12), times as they are written."""
     lines = pc.binary_join_element_wise(values, pa.scalar(b"\n", pa.binary()), pa.scalar(b"", pa.binary()))
-    # The bytes of all lines, one after the other.
+    # The concatenated bytes of all lines.
     text = lines.buffers()[2]
     rows = pa.json.read_json(
         pa.BufferReader(text),
-        # In one piece, and by the calling thread: a Spark core has a worker of its own.
+        # In one block, by the calling thread: each Spark core has its own worker.
         read_options=pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
         parse_options=pa.json.ParseOptions(explicit_schema=_MESSAGE, unexpected_field_behavior="error"),
     )
@@ -192,7 +192,7 @@ def _product(price: pa.ChunkedArray, quantity: pa.ChunkedArray) -> pa.ChunkedArr
 
 
 def _joined(*parts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Texts with colons between them; null where one is."""
+    """Texts joined by colons; null if one of them is null."""
     return pc.binary_join_element_wise(*parts, ":", null_handling="emit_null")
 
 
@@ -200,7 +200,7 @@ def _joined(*parts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _judged(canonical_ticks: pa.Table, others: pa.Table, rules: TickRules) -> Contents:
-    """Judge the other records one by one, and put all together."""
+    """Judge the other records one by one, and combine all results."""
     columns = [others[name].to_pylist() for name in ("value", "topic", "partition", "offset", "ingested_at")]
     rows = sorted(zip(*columns, strict=True), key=lambda row: row[1:4])
     ticks: list[Tick] = []
@@ -233,7 +233,7 @@ def with_notional(ticks: pa.Table) -> pa.Table:
 
 
 def _tick_rows(ticks: Sequence[Tick]) -> pa.Table:
-    """TICKS without notional, of ticks that were judged."""
+    """TICKS without notional, from judged ticks."""
     return _table([tuple(getattr(tick, name) for name in _TICK.names) for tick in ticks], _TICK)
 
 

@@ -1,10 +1,9 @@
-"""A micro-batch's records into data files that no table has yet, by the executors that read them from Kafka.
+"""Stage a micro-batch: executors read its records from Kafka and write data files that no table contains yet.
 
-One pass over the records, in columns, makes bronze's file, silver's file of the ticks among them, quarantine's file of
-the others, and what the driver must know of the ticks: the runs of their trade ids (lake.silver.deduplicate) and a
-summary of each five seconds of each instrument (lake.gold.summary). Only that and the files' names come back to the
-driver, which decides whether the files become part of their tables. Files of a task that died belong to no table;
-VACUUM removes them.
+One pass over the records, in columns, makes bronze's file, silver's file of the valid ticks, quarantine's file of the
+other records, the runs of trade ids (lake.silver.deduplicate) and a summary of each five seconds of each instrument
+(lake.gold.summary). The driver gets only the runs, the summaries and the files' names, and decides which files to
+commit. Files of a failed task belong to no table; VACUUM removes them.
 """
 
 from __future__ import annotations
@@ -33,39 +32,39 @@ from lake.silver.read import read, with_notional
 from lake.tables import BRONZE_TICKS, SILVER_QUARANTINE, SILVER_TICKS, Table
 from lake.times import MINUTE, SECOND
 
-# So many records of a Kafka partition are a task's: more of them keep all cores busy until the end.
+# Records per task. Several tasks per Kafka partition keep all cores busy until the end.
 RECORDS_A_TASK = 100_000
-# A file has hardly more records, or bytes of them, whatever a task is given: so much memory it takes.
+# A task starts a new file at so many records or bytes, which bounds its memory.
 RECORDS_A_FILE = 200_000
 BYTES_A_FILE = 128 << 20
-# So many records are read together, which is quicker than a few at a time.
+# Records are read in chunks of this size: faster than few at a time.
 RECORDS_A_LOOK = 10_000
 BYTES_A_LOOK = 16 << 20
-# Fewer rows than this are sooner read once more by the driver than by a job.
+# Up to so many rows the driver reads files again itself: faster than a Spark job.
 FEW = 20_000
 _TIMES = ("event_time", "received_at")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What executors must know to stage a micro-batch's records."""
+    """What executors need to stage a micro-batch's records."""
 
     files: Files
     root: str
-    # Those of bronze.ticks, silver.ticks and silver.quarantine that lack the micro-batch.
+    # Of bronze.ticks, silver.ticks and silver.quarantine, the tables that lack the micro-batch.
     tables: tuple[Table, ...]
     # When the micro-batch began.
     at: datetime
     rules: TickRules
-    # source, asset, newest: the newest minute that gold has, in seconds since 1970.
+    # source, asset, newest: the newest minute in gold, in seconds since 1970.
     minutes: pl.DataFrame
 
 
 @dataclass(frozen=True)
 class TickFiles:
-    """The distinct ticks of one part of the records: a file a date, and what the driver must know of them.
+    """The distinct ticks of one part of the records: one file per date, and the ticks' numbers and summaries.
 
-    actions: what silver's log would say of the files; empty if silver has them. summaries: source, symbol, asset,
+    actions: the files' `add` actions; empty if silver has the files. summaries: source, symbol, asset,
     start, and the columns of lake.gold.summary.of_ticks.
     """
 
@@ -76,18 +75,18 @@ class TickFiles:
 
 @dataclass
 class Staged:
-    """What became of records: files by the table's name, those of ticks apart, and what is no tick."""
+    """The result of staging: files by table name, ticks separately, rejected trades and gap reports."""
 
     records: int = 0
     files: dict[str, list[Action]] = field(default_factory=dict)
     ticks: list[TickFiles] = field(default_factory=list)
-    # Trades that records in quarantine name.
+    # The trades that records in quarantine name.
     rejected: list[InstrumentId] = field(default_factory=list)
     # By partition and offset.
     reports: list[GapReport] = field(default_factory=list)
 
     def add(self, other: Staged) -> None:
-        """Have what became of other records too."""
+        """Add the result of other records."""
         self.records += other.records
         for name, files in other.files.items():
             self.files[name] = self.files.get(name, []) + files
@@ -115,23 +114,23 @@ def stage(records: DataFrame, plan: Plan) -> Staged:
 
 
 def stage_part(batches: Iterable[pa.RecordBatch], plan: Plan) -> Iterator[pa.RecordBatch]:
-    """What one task does: its records in, one pickled Staged out."""
-    # The other cores have tasks of their own.
+    """One task: reads its records, and yields one pickled Staged."""
+    # The other cores run other tasks.
     pa.set_cpu_count(1)
     staged, waiting = Staged(), _Part(plan)
     with ThreadPoolExecutor(2) as threads:
         for records in _joined(batches):
             waiting.add(records)
             if waiting.records >= RECORDS_A_FILE or waiting.bytes >= BYTES_A_FILE:
-                staged.add(waiting.written(threads))
+                staged.add(waiting.write_files(threads))
                 waiting = _Part(plan)
         if waiting.records:
-            staged.add(waiting.written(threads))
+            staged.add(waiting.write_files(threads))
     yield pa.record_batch({"staged": pa.array([pickle.dumps(staged)], pa.binary())})
 
 
 def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Some batches at a time, none without records."""
+    """The batches joined into chunks; chunks have records."""
     joined: list[pa.RecordBatch] = []
     for batch in batches:
         joined.append(batch)
@@ -143,7 +142,7 @@ def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 class _Part:
-    """Records that are read, and not written yet."""
+    """Records that have been read but not written."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -166,10 +165,10 @@ class _Part:
         self.records += records.num_rows
         self.bytes += records.nbytes
 
-    def written(self, threads: ThreadPoolExecutor) -> Staged:
+    def write_files(self, threads: ThreadPoolExecutor) -> Staged:
         plan, staged = self._plan, self._staged
         staged.records = self.records
-        # Beside what follows.
+        # In parallel with the ticks below.
         bronze = threads.submit(self._write, BRONZE_TICKS, lambda: _bronze(pa.concat_tables(self._records)))
         quarantine = threads.submit(self._write, SILVER_QUARANTINE, self._quarantine)
         ticks = distinct(columns(pa.concat_tables(self._ticks)))
@@ -183,25 +182,25 @@ class _Part:
         return records.append_column("quarantined_at", pa.repeat(at, records.num_rows))
 
     def _write(self, table: Table, rows: Callable[[], pa.Table]) -> dict[str, list[Action]]:
-        """Write these rows as a file of the table, if that lacks the micro-batch."""
+        """Write these rows as a file, if the table lacks the micro-batch."""
         if table not in self._plan.tables or not (part := rows()).num_rows:
             return {}
-        return {table.qualified_name: [_written(table, part, self._plan)]}
+        return {table.qualified_name: [_write_file(table, part, self._plan)]}
 
 
 def columns(ticks: pa.Table) -> pl.DataFrame:
-    """Rows of silver.ticks, with or without is_late, and their notional; times as Int64 in microseconds since 1970."""
+    """Rows of silver.ticks as Polars columns, with notional; times as Int64 in microseconds since 1970."""
     rows = pl.from_arrow(ticks if "notional" in ticks.column_names else with_notional(ticks))
     assert isinstance(rows, pl.DataFrame)
     return rows.with_columns(pl.col(_TIMES).cast(pl.Int64))
 
 
 def with_is_late(ticks: pl.DataFrame, minutes: pl.DataFrame) -> pl.DataFrame:
-    """Whether a later minute of a tick's source and asset was in gold before it came."""
+    """Add is_late: whether gold had a later minute of the tick's source and asset before the tick came."""
     gold_time = pl.when("is_future").then("received_at").otherwise("event_time")
     is_late = gold_time // MINUTE * (MINUTE // SECOND) < pl.col("newest")
-    known = ticks.join(minutes, on=["source", "asset"], how="left", maintain_order="left")
-    return known.with_columns(is_late.fill_null(False).alias("is_late")).drop("newest")
+    joined = ticks.join(minutes, on=["source", "asset"], how="left", maintain_order="left")
+    return joined.with_columns(is_late.fill_null(False).alias("is_late")).drop("newest")
 
 
 def _tick_files(ticks: pl.DataFrame, plan: Plan) -> TickFiles:
@@ -209,11 +208,11 @@ def _tick_files(ticks: pl.DataFrame, plan: Plan) -> TickFiles:
     actions: list[Action] = []
     if SILVER_TICKS in plan.tables:
         rows = ticks.with_columns(pl.col(_TIMES).cast(pl.Datetime("us", "UTC"))).drop("notional")
-        actions = [_written(SILVER_TICKS, part.to_arrow(), plan) for part in rows.partition_by("event_date")]
+        actions = [_write_file(SILVER_TICKS, part.to_arrow(), plan) for part in rows.partition_by("event_date")]
     return TickFiles(actions, numbers(ticks), of_ticks(ticks, "source", "symbol", "asset"))
 
 
-def _written(table: Table, rows: pa.Table, plan: Plan) -> Action:
+def _write_file(table: Table, rows: pa.Table, plan: Plan) -> Action:
     file = encoded_file(table, as_stored(table, rows))
     plan.files.write(f"{table.path(plan.root)}/{file.name}", file.content)
     return file.action
@@ -227,36 +226,36 @@ def _bronze(records: pa.Table) -> pa.Table:
 def without_repeats(
     spark: SparkSession, parts: Sequence[TickFiles], repeats: dict[int, Repeats], plan: Plan
 ) -> list[TickFiles]:
-    """The parts without what is not new in them: `repeats` by the number of the part. New files replace theirs."""
+    """The parts without their repeats (by number of the part). New files replace those of changed parts."""
     changed = [(parts[number].actions, repeats[number]) for number in repeats]
     rows = sum(int(parts[number].summaries["tick_count"].sum()) for number in repeats)
-    made = _each(spark, changed, plan, rows)
+    new_parts = _read_all(spark, changed, plan, rows)
     for actions, _ in changed:
         for action in actions:
             plan.files.delete(_url(action, plan))
-    return [*(part for number, part in enumerate(parts) if number not in repeats), *made]
+    return [*(part for number, part in enumerate(parts) if number not in repeats), *new_parts]
 
 
 def read_back(spark: SparkSession, actions: Sequence[Action], rows: int, plan: Plan) -> list[TickFiles]:
-    """What the driver must know of files, of so many rows, that silver.ticks has already."""
-    return _each(spark, [([action], None) for action in actions], plan, rows)
+    """The numbers and summaries of files that silver.ticks has already. rows: their number of rows."""
+    return _read_all(spark, [([action], None) for action in actions], plan, rows)
 
 
 _Reading = tuple[list[Action], Repeats | None]
-"""Files of silver.ticks to be read again, and what to leave out of new ones; None: make no new ones."""
+"""Files of silver.ticks to read again, and the repeats to leave out of new files; None: write no files."""
 
 
-def _each(spark: SparkSession, readings: Sequence[_Reading], plan: Plan, rows: int) -> list[TickFiles]:
+def _read_all(spark: SparkSession, readings: Sequence[_Reading], plan: Plan, rows: int) -> list[TickFiles]:
     if rows <= FEW:
-        made = [_again(reading, plan) for reading in readings]
+        parts = [_read_again(reading, plan) for reading in readings]
     else:
         tasks = spark.sparkContext.parallelize(list(readings), len(readings))
-        made = [pickle.loads(part) for part in tasks.map(lambda task: pickle.dumps(_again(task, plan))).collect()]
-    return [part for part in made if part]
+        parts = [pickle.loads(part) for part in tasks.map(lambda task: pickle.dumps(_read_again(task, plan))).collect()]
+    return [part for part in parts if part]
 
 
-def _again(reading: _Reading, plan: Plan) -> TickFiles | None:
-    """The ticks without the repeats; None if none is left."""
+def _read_again(reading: _Reading, plan: Plan) -> TickFiles | None:
+    """The files' ticks without the repeats; None if no tick is left."""
     actions, repeats = reading
     ticks = pl.concat([_read(action, plan) for action in actions])
     if repeats is None:

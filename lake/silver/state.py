@@ -1,8 +1,8 @@
-"""The state of deduplication between starts: a snapshot now and then, and what each commit since has added.
+"""The stored state of deduplication: a snapshot every fifty commits, and the deltas of the commits since.
 
-A commit of silver.ticks carries what its micro-batch adds to the state (its `delta`), not the state, which grows with
-the number of instruments. Snapshots lie in a folder of the table that Delta's readers and VACUUM pass over, named by
-the version of the table that they are of.
+A commit of silver.ticks carries only what its micro-batch adds to the state (its `delta`): the whole state grows with
+the number of instruments. Snapshots lie in a folder of the table that Delta's readers and VACUUM ignore. A snapshot's
+name is the table version that it describes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from lake.silver.gaps import EarlyReports
 from lake.tables import SILVER_TICKS
 from lake.times import EPOCH
 
-# A start reads so many commits at the most, some 3 ms each.
+# A start reads at most so many commits, some 3 ms each.
 SNAPSHOT_EVERY = 50
 KEPT_SNAPSHOTS = 2
 _SUFFIX = ".json.gz"
 
 
 class StateLost(RuntimeError):
-    """Commits that describe the state of deduplication are no longer in the log."""
+    """The log no longer has the commits that describe the state of deduplication."""
 
 
 @dataclass
 class State:
-    """As of the newest commit of silver.ticks: what was seen, reports that wait, and when its micro-batch began."""
+    """As of the newest commit of silver.ticks: the ids seen, the waiting reports, and the micro-batch's begin."""
 
     seen: Seen = field(default_factory=Seen)
     early: EarlyReports = field(default_factory=EarlyReports)
@@ -67,11 +67,11 @@ def _folder(root: str) -> str:
 
 
 def restore(lake: LakeWriter) -> State:
-    """The state as of the newest commit, of which there is a snapshot then. Raises StateLost."""
+    """Read the state as of the newest commit, and write a snapshot of it. Raises StateLost."""
     newest = lake.version(SILVER_TICKS)
     snapshots = [version for version in _snapshots(lake) if version <= newest]
     if not snapshots and "seen" in lake.metadata(SILVER_TICKS):
-        # A lake of the first version has the whole state in each commit.
+        # Commits of a version 1 lake have the whole state.
         state = State().after(lake.metadata(SILVER_TICKS))
         keep(lake, state, newest)
         return state

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ingestion.instruments import INSTRUMENTS
+from ingestion.feeds import VENUES
 from simulator.frames import Frame
 from simulator.history import History
 from simulator.market import Trade
@@ -72,7 +72,7 @@ class Listing:
     history: History = field(default_factory=History)
 
     def __post_init__(self) -> None:
-        self.symbols = {asset: instrument.symbol for asset, instrument in INSTRUMENTS[self.venue].items()}
+        self.symbols = {asset: instrument.symbol for asset, instrument in VENUES[self.venue].instruments.items()}
         self.asset_of = {symbol: asset for asset, symbol in self.symbols.items()}
 
     def listed(self) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from simulator.dialects import NOT_FOUND, Answer, Listing, Reply, number
 from simulator.frames import Frame
-from simulator.history import Made
+from simulator.history import Execution
 from simulator.market import Trade
 
 
@@ -34,7 +34,7 @@ class Binance:
                 stream,
                 f'{{"stream":"{stream}","data":{{"e":"trade","E":{at},"s":"{symbol}","t":{trade.trade_id},'
                 f'"p":"{trade.price}","q":"{trade.quantity}","T":{at},"m":{maker},"M":true}}}}',
-                (Made(trade, at),),
+                (Execution(trade, at),),
             )
 
     def hello(self, query: Mapping[str, Sequence[str]]) -> Answer:
@@ -44,14 +44,14 @@ class Binance:
         try:
             request = json.loads(text)
             method, at = request["method"], request.get("id")
-            named = [str(stream) for stream in request.get("params", [])]
+            requested = [str(stream) for stream in request.get("params", [])]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return Answer([json.dumps({"error": {"code": 3, "msg": f"Invalid JSON: {error}"}})])
-        done = [json.dumps({"result": None, "id": at})]
+        reply = [json.dumps({"result": None, "id": at})]
         if method == "SUBSCRIBE":
-            return Answer(done, subscribe=named)
+            return Answer(reply, subscribe=requested)
         if method == "UNSUBSCRIBE":
-            return Answer(done, unsubscribe=named)
+            return Answer(reply, unsubscribe=requested)
         if method == "LIST_SUBSCRIPTIONS":
             return Answer([json.dumps({"result": sorted(streams), "id": at})])
         return Answer(
@@ -74,21 +74,21 @@ class Binance:
             return Reply(400, {"code": -1121, "msg": "Invalid symbol."})
         count = min(number(query, "limit", 500), 1000)
         history = self._listing.history
-        found = (
+        executions = (
             history.from_id(asset, number(query, "fromId", 0), count)
             if "fromId" in query
             else history.latest(asset, count)
         )
         trades = [
             {
-                "id": made.trade.trade_id,
-                "price": made.trade.price,
-                "qty": made.trade.quantity,
-                "time": made.at_ms,
-                "isBuyerMaker": made.trade.buyer_is_maker,
+                "id": execution.trade.trade_id,
+                "price": execution.trade.price,
+                "qty": execution.trade.quantity,
+                "time": execution.at_ms,
+                "isBuyerMaker": execution.trade.buyer_is_maker,
                 "isBestMatch": True,
             }
-            for made in found
+            for execution in executions
         ]
         return Reply(200, trades, {"X-MBX-USED-WEIGHT-1M": "25"})
 

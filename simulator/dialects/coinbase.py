@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ingestion.ticks import utc
 from simulator.dialects import NOT_FOUND, Answer, Listing, Reply, number
 from simulator.frames import Frame
-from simulator.history import Made
+from simulator.history import Execution
 from simulator.market import Trade
 
 CHANNELS = ("matches", "ticker", "heartbeat")
@@ -31,16 +31,16 @@ class Coinbase:
             product = self._listing.symbols.get(trade.asset)
             if product is None:
                 continue
-            made, sequence = Made(trade, opened_ms + trade.at_ms), next(self._sequence)
+            execution, sequence = Execution(trade, opened_ms + trade.at_ms), next(self._sequence)
             at_ns = trade.at_ms * 1_000_000
-            yield Frame(at_ns, f"{product}@matches", _match("match", product, made, sequence), (made,))
+            yield Frame(at_ns, f"{product}@matches", _match("match", product, execution, sequence), (execution,))
             ticker = {
                 "type": "ticker",
                 "sequence": sequence,
                 "product_id": product,
                 "price": trade.price,
                 "side": "sell" if trade.buyer_is_maker else "buy",
-                "time": _time(made),
+                "time": _time(execution),
                 "trade_id": trade.trade_id,
                 "last_size": trade.quantity,
             }
@@ -61,8 +61,8 @@ class Coinbase:
             return Answer([_error("Failed to subscribe", f"{unknown[0]} is not a valid product")])
         if kind not in ("subscribe", "unsubscribe") or not set(channels) <= set(CHANNELS):
             return Answer([_error("Failed to subscribe", f"{kind} {channels} is not known")])
-        named = {f"{product}@{channel}" for product in products for channel in channels}
-        after = streams | named if kind == "subscribe" else streams - named
+        channel_streams = {f"{product}@{channel}" for product in products for channel in channels}
+        after = streams | channel_streams if kind == "subscribe" else streams - channel_streams
         having = {
             channel: sorted(one.partition("@")[0] for one in after if one.endswith(channel)) for channel in CHANNELS
         }
@@ -75,12 +75,12 @@ class Coinbase:
             )
         ]
         if kind == "unsubscribe":
-            return Answer(texts, unsubscribe=sorted(named))
+            return Answer(texts, unsubscribe=sorted(channel_streams))
         if "matches" in channels:
             for product in products:
-                for made in self._listing.history.latest(self._listing.asset_of[product], 1):
-                    texts.append(_match("last_match", product, made, 0))
-        return Answer(texts, subscribe=sorted(named))
+                for execution in self._listing.history.latest(self._listing.asset_of[product], 1):
+                    texts.append(_match("last_match", product, execution, 0))
+        return Answer(texts, subscribe=sorted(channel_streams))
 
     def heartbeats(self, streams: set[str]) -> Sequence[str]:
         texts = []
@@ -112,20 +112,20 @@ class Coinbase:
             return NOT_FOUND
         count = min(number(query, "limit", 1000), 1000)
         history = self._listing.history
-        found = (
+        executions = (
             history.before_id(asset, number(query, "after", 0), count)
             if "after" in query
             else history.latest(asset, count)
         )
         trades = [
             {
-                "trade_id": made.trade.trade_id,
-                "side": _side(made.trade),
-                "size": made.trade.quantity,
-                "price": made.trade.price,
-                "time": _time(made),
+                "trade_id": execution.trade.trade_id,
+                "side": _side(execution.trade),
+                "size": execution.trade.quantity,
+                "price": execution.trade.price,
+                "time": _time(execution),
             }
-            for made in reversed(found)
+            for execution in reversed(executions)
         ]
         cursors = {"CB-BEFORE": str(trades[0]["trade_id"]), "CB-AFTER": str(trades[-1]["trade_id"])} if trades else {}
         return Reply(200, trades, cursors)
@@ -134,12 +134,12 @@ class Coinbase:
         return Reply(429, {"message": "Public rate limit exceeded"})
 
 
-def _match(kind: str, product: str, made: Made, sequence: int) -> str:
-    trade = made.trade
+def _match(kind: str, product: str, execution: Execution, sequence: int) -> str:
+    trade = execution.trade
     return (
         f'{{"type":"{kind}","trade_id":{trade.trade_id},"maker_order_id":"00000000-0000-0000-0000-000000000001",'
         f'"taker_order_id":"00000000-0000-0000-0000-000000000002","side":"{_side(trade)}","size":"{trade.quantity}",'
-        f'"price":"{trade.price}","product_id":"{product}","sequence":{sequence},"time":"{_time(made)}"}}'
+        f'"price":"{trade.price}","product_id":"{product}","sequence":{sequence},"time":"{_time(execution)}"}}'
     )
 
 
@@ -148,8 +148,8 @@ def _side(trade: Trade) -> str:
     return "buy" if trade.buyer_is_maker else "sell"
 
 
-def _time(made: Made) -> str:
-    return utc(made.at_ms * 1_000_000)
+def _time(execution: Execution) -> str:
+    return utc(execution.at_ms * 1_000_000)
 
 
 def _error(message: str, reason: str) -> str:

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from ingestion.instruments import INSTRUMENTS
+from ingestion.instruments import TICKERS
 from simulator.dialects import NOT_FOUND, Answer, Listing, Reply, number
 from simulator.frames import Frame
 from simulator.market import ASSETS, Trade
@@ -27,8 +27,10 @@ class CoinCap:
 
     def frames(self, trades: Iterator[Trade], opened_ms: int) -> Iterator[Frame]:
         """For those who want all, what changed; for those who want one asset, that asset's."""
-        for part, made in itertools.groupby(trades, lambda trade: trade.at_ms // PART_MS):
-            slugs = {self._listing.symbols[one.asset]: one.price for one in made if one.asset in self._listing.symbols}
+        for part, part_trades in itertools.groupby(trades, lambda trade: trade.at_ms // PART_MS):
+            slugs = {
+                self._listing.symbols[one.asset]: one.price for one in part_trades if one.asset in self._listing.symbols
+            }
             at_ns = (part + 1) * PART_MS * 1_000_000
             if slugs:
                 yield Frame(at_ns, ALL, json.dumps(slugs, separators=(",", ":")))
@@ -54,14 +56,14 @@ class CoinCap:
 def assets(listing: Listing, query: Mapping[str, Sequence[str]]) -> Reply:
     """The assets by market capitalisation: here in the order of the listing."""
     at, count = number(query, "offset", 0), min(number(query, "limit", 100), 2000)
-    found = [
+    assets = [
         {
             "id": asset,
             "rank": str(rank),
-            "symbol": INSTRUMENTS["binance"][asset].symbol.removesuffix("USDT"),
+            "symbol": TICKERS[asset],
             "name": asset.title(),
             "priceUsd": str(ASSETS[asset][0]),
         }
         for rank, asset in enumerate(listing.assets, 1)
     ]
-    return Reply(200, {"timestamp": 0, "data": found[at : at + count]})
+    return Reply(200, {"timestamp": 0, "data": assets[at : at + count]})

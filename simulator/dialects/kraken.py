@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ingestion.ticks import utc
 from simulator.dialects import NOT_FOUND, Answer, Listing, Reply, number
 from simulator.frames import Frame
-from simulator.history import Made
+from simulator.history import Execution
 from simulator.market import Trade
 
 # Currencies that REST calls by another name.
@@ -32,8 +32,8 @@ class Kraken:
         for (at_ms, asset), fills in itertools.groupby(trades, lambda trade: (trade.at_ms, trade.asset)):
             symbol = self._listing.symbols.get(asset)
             if symbol is not None:
-                made = tuple(Made(trade, opened_ms + at_ms) for trade in fills)
-                yield Frame(at_ms * 1_000_000, symbol, _trades("update", symbol, made), made)
+                executions = tuple(Execution(trade, opened_ms + at_ms) for trade in fills)
+                yield Frame(at_ms * 1_000_000, symbol, _trades("update", symbol, executions), executions)
 
     def hello(self, query: Mapping[str, Sequence[str]]) -> Answer:
         status = {"api_version": "v2", "connection_id": 1, "system": "online", "version": "2.0.0"}
@@ -51,20 +51,20 @@ class Kraken:
             return Answer([json.dumps({"method": "pong", "req_id": request.get("req_id")})])
         if method not in ("subscribe", "unsubscribe") or channel != "trade":
             return Answer([json.dumps({"error": "Unsupported", "method": method, "success": False})])
-        texts, known = [], []
+        texts, channels = [], []
         for symbol in symbols:
             head = {"method": method, "req_id": request.get("req_id")}
             if symbol not in self._listing.asset_of:
                 reason = f"Currency pair not supported {symbol}"
                 texts.append(json.dumps({"error": reason, **head, "success": False, "symbol": symbol}))
                 continue
-            known.append(symbol)
+            channels.append(symbol)
             texts.append(json.dumps({**head, "result": {"channel": "trade", "symbol": symbol}, "success": True}))
             if method == "subscribe" and snapshot:
                 latest = self._listing.history.latest(self._listing.asset_of[symbol], SNAPSHOT_TRADES)
                 if latest:
                     texts.append(_trades("snapshot", symbol, latest))
-        return Answer(texts, subscribe=known) if method == "subscribe" else Answer(texts, unsubscribe=known)
+        return Answer(texts, subscribe=channels) if method == "subscribe" else Answer(texts, unsubscribe=channels)
 
     def heartbeats(self, streams: set[str]) -> Sequence[str]:
         return ['{"channel":"heartbeat"}'] if streams else []
@@ -79,12 +79,12 @@ class Kraken:
             return Reply(200, {"error": ["EQuery:Unknown asset pair"]})
         asset = self._listing.asset_of[self._pairs[pair]]
         since, count = number(query, "since", 0), min(number(query, "count", 1000), 1000)
-        found = self._listing.history.since(asset, since, count)
-        last = found[-1].at_ms * 1_000_000 if found else since
+        executions = self._listing.history.since(asset, since, count)
+        last = executions[-1].at_ms * 1_000_000 if executions else since
         # Whoever goes on from `last` must miss none that shares its millisecond.
         same = [one for one in self._listing.history.since(asset, last - 1, 1000) if one.at_ms * 1_000_000 == last]
-        ids = {one.trade.trade_id for one in found}
-        found = [*found, *(one for one in same if one.trade.trade_id not in ids and found)]
+        ids = {one.trade.trade_id for one in executions}
+        executions = [*executions, *(one for one in same if one.trade.trade_id not in ids and executions)]
         trades = [
             [
                 one.trade.price,
@@ -95,7 +95,7 @@ class Kraken:
                 "",
                 one.trade.trade_id,
             ]
-            for one in found
+            for one in executions
         ]
         return Reply(200, {"error": [], "result": {pair: trades, "last": str(last)}})
 
@@ -103,7 +103,7 @@ class Kraken:
         return Reply(200, {"error": ["EGeneral:Too many requests"]})
 
 
-def _trades(kind: str, symbol: str, trades: Sequence[Made]) -> str:
+def _trades(kind: str, symbol: str, trades: Sequence[Execution]) -> str:
     data = ",".join(
         f'{{"symbol":"{symbol}","side":"{"sell" if one.trade.buyer_is_maker else "buy"}","price":{one.trade.price},'
         f'"qty":{one.trade.quantity},"ord_type":"limit","trade_id":{one.trade.trade_id},'

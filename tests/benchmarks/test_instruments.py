@@ -75,10 +75,10 @@ def test_odd_records_and_repeats_have_their_shares_and_come_on_top_of_the_ticks(
     values = [value for _, value in send(market, 20_000)]
     odd = [value for value in values if not is_tick(value)]
     ticks = [value for value in values if is_tick(value)]
-    assert (market.ticks, market.odd, market.repeats) == (20_000, len(odd), len(ticks) - len(set(ticks)))
+    assert (market.ticks, market.non_ticks, market.repeats) == (20_000, len(odd), len(ticks) - len(set(ticks)))
     assert market.records == len(values)
     assert len(set(ticks)) == 20_000
-    assert market.odd / 20_000 == pytest.approx(0.02, rel=0.2)
+    assert market.non_ticks / 20_000 == pytest.approx(0.02, rel=0.2)
     assert market.repeats / 20_000 == pytest.approx(0.1, rel=0.1)
     assert {"no JSON", '{"timestamp":"x"}'} < {value.decode() for value in odd}
 

@@ -19,7 +19,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from conf.settings import Settings
-from ingestion.instruments import INSTRUMENTS
+from ingestion.feeds import VENUES
 from lake import reader
 from lake.tables import SILVER_QUARANTINE
 from simulator.market import trades
@@ -44,7 +44,7 @@ def scaled(small: int, full: int) -> int:
 
 def market(count: int) -> Trades:
     """(symbol, trade id) of what the simulator makes of ASSETS, RATE and SEED."""
-    symbols = {asset: INSTRUMENTS["binance"][asset].symbol for asset in ASSETS}
+    symbols = {asset: VENUES["binance"].instruments[asset].symbol for asset in ASSETS}
     return {(symbols[trade.asset], trade.trade_id) for trade in islice(trades(ASSETS, RATE, SEED), count)}
 
 

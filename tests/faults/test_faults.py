@@ -28,9 +28,8 @@ from ingestion.clock import Clock
 from ingestion.connection import Connection
 from ingestion.counts import Counts
 from ingestion.delivery import Delivery
-from ingestion.feeds import make_feed
+from ingestion.feeds import VENUES, make_feed
 from ingestion.gaps import GapTracker
-from ingestion.instruments import INSTRUMENTS
 from ingestion.intake import Intake, Topics
 from ingestion.operation import fetch_status
 from ingestion.publisher import publisher
@@ -309,7 +308,7 @@ def test_silent_venue(own: Settings, folder: Path, show: Show, in_silver: InSilv
         until_gaps_are_filled(folder)
         source.stop()
         count = sum(source.line()["sent"].values())
-        symbols = {asset: INSTRUMENTS["binance"][asset].symbol for asset in ASSETS}
+        symbols = {asset: VENUES["binance"].instruments[asset].symbol for asset in ASSETS}
         made = {(symbols[trade.asset], trade.trade_id) for trade in islice(trades(ASSETS, 400.0, SEED), count)}
         found = until_in_kafka(own, made)
         assert program.stop() == 0
@@ -399,7 +398,7 @@ def test_restarted_ids(own: Settings, folder: Path, show: Show, in_silver: InSil
         assert source.process.wait(300) == 0
         wait_until(lambda: kafka_count(own, own.ticks_topic) >= count, "all in Kafka")
         assert program.stop() == 0
-    symbols = {asset: INSTRUMENTS["binance"][asset].symbol for asset in ASSETS}
+    symbols = {asset: VENUES["binance"].instruments[asset].symbol for asset in ASSETS}
     made = islice(restarted_ids(trades(ASSETS, RATE, SEED)), count)
     expected = {(symbols[trade.asset], int(number >= 2_000), trade.trade_id) for number, trade in enumerate(made)}
     found = Delivered.of(own)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from ingestion.feeds import feed_of, make_feed
-from ingestion.instruments import INSTRUMENTS, Instrument
+from ingestion.feeds import VENUES, feed_of, make_feed
+from ingestion.instruments import Instrument
 from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 from tests.ingestion import recorded
 from tests.programs import RECORDINGS
@@ -191,7 +191,7 @@ def test_what_the_venue_says_of_the_conversation_is_told(text: str, control: Con
 
 
 def test_instruments_come_and_go_on_one_connection_and_a_later_one_knows() -> None:
-    traded = INSTRUMENTS["binance"]
+    traded = VENUES["binance"].instruments
     feed = make_feed("binance", ["bitcoin", "ethereum"])
     assert feed.opening_frames() == []
     assert feed.subscribe([traded["solana"]]) == ['{"method":"SUBSCRIBE","params":["solusdt@trade"],"id":1}']

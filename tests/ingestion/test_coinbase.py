@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from ingestion.feeds import feed_of, make_feed
-from ingestion.instruments import INSTRUMENTS, Instrument
+from ingestion.feeds import VENUES, feed_of, make_feed
+from ingestion.instruments import Instrument
 from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 from tests.programs import RECORDINGS
 
@@ -119,7 +119,7 @@ def test_a_frame_that_is_no_tick_is_rejected_with_its_reason(message: object, re
 
 def test_it_subscribes_to_matches_tickers_and_heartbeats_of_each_product() -> None:
     feed = make_feed("coinbase", ["bitcoin"])
-    solana = INSTRUMENTS["coinbase"]["solana"]
+    solana = VENUES["coinbase"].instruments["solana"]
     channels = '"channels":["matches","ticker","heartbeat"]'
     assert feed.url == "wss://ws-feed.exchange.coinbase.com"
     assert feed.opening_frames() == [f'{{"type":"subscribe","product_ids":["BTC-USD"],{channels}}}']

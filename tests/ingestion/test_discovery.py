@@ -20,10 +20,10 @@ from conf.settings import Settings, SettingsError
 from ingestion.clock import Clock
 from ingestion.connection import Connection
 from ingestion.counts import Counts
-from ingestion.discovery import Discovery, Refresh, _named
-from ingestion.feeds import feed_of
+from ingestion.discovery import Discovery, Refresh, _instruments_of
+from ingestion.feeds import VENUES, feed_of
 from ingestion.gaps import GapTracker
-from ingestion.instruments import INSTRUMENTS, Instrument
+from ingestion.instruments import Instrument
 from ingestion.intake import Intake, Topics
 from ingestion.rest import RestBusy, RestRefused
 from ingestion.spool import Spool
@@ -54,7 +54,7 @@ def test_all_that_a_venue_trades_has_the_tables_names(name: str) -> None:
     async def scenario() -> None:
         async with rest_of(name, ASSETS) as (url, _):
             found = await Discovery(Settings(discover="all", rest_urls={name: url}), name).find()
-        traded = INSTRUMENTS[name]
+        traded = VENUES[name].instruments
         assert found == [traded[asset] for asset in ASSETS if asset in traded]
         assert len(found) >= 4
 
@@ -69,7 +69,7 @@ def test_the_top_are_those_of_coincap_that_the_venue_trades_largest_first(name: 
         async with rest_of("coincap", order) as (coincap, _), rest_of(name, ASSETS) as (url, _):
             settings = Settings(discover="top", top_assets=4, rest_urls={name: url, "coincap": coincap})
             found = await Discovery(settings, name).find()
-        traded = INSTRUMENTS[name]
+        traded = VENUES[name].instruments
         assert found == [traded[asset] for asset in order[:4] if asset in traded]
 
     asyncio.run(scenario())
@@ -96,7 +96,8 @@ def test_a_name_beyond_the_table_is_coincaps_or_the_currency_and_never_another_a
         ("WIF-USD", "WIF", "USD"),
         ("XYZ-USD", "XYZ", "USD"),
     ]
-    assert symbols(_named("coinbase", pairs, {"WIF": "dogwifhat", "BTC": "other", "XYZ": "bitcoin"})) == [
+    names = {"WIF": "dogwifhat", "BTC": "other", "XYZ": "bitcoin"}
+    assert symbols(_instruments_of(VENUES["coinbase"], pairs, names)) == [
         ("bitcoin", "BTC-USDT", "USDT"),
         ("bitcoin", "BTC-USD", "USD"),
         ("pepe", "PEPE-USD", "USD"),

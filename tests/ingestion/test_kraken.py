@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from ingestion.feeds import feed_of, make_feed
-from ingestion.instruments import INSTRUMENTS, Instrument
+from ingestion.feeds import VENUES, feed_of, make_feed
+from ingestion.instruments import Instrument
 from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 from tests.programs import RECORDINGS
 
@@ -114,7 +114,7 @@ def test_frames_of_the_old_protocol_are_rejected_and_raise_nothing() -> None:
 
 def test_it_subscribes_to_trades_with_their_snapshot() -> None:
     feed = make_feed("kraken", ["bitcoin"])
-    solana = INSTRUMENTS["kraken"]["solana"]
+    solana = VENUES["kraken"].instruments["solana"]
     assert feed.url == "wss://ws.kraken.com/v2"
     (opening,) = feed.opening_frames()
     assert json.loads(opening) == {

@@ -27,7 +27,7 @@ from websockets.asyncio.server import ServerConnection, serve
 import services
 from conf.settings import PROJECT, Settings
 from ingestion.delivery import Delivery
-from ingestion.instruments import INSTRUMENTS
+from ingestion.feeds import VENUES
 from ingestion.publisher import publisher
 from ingestion.spool import Spool
 from services.control import states
@@ -128,7 +128,7 @@ def test_every_trade_of_a_venue_is_in_kafka_once_with_its_digits(own: Settings, 
         ]
         arguments = ["--replay", *map(str, files)]
     else:
-        symbols = {asset: INSTRUMENTS["binance"][asset].symbol for asset in ASSETS}
+        symbols = {asset: VENUES["binance"].instruments[asset].symbol for asset in ASSETS}
         expected = [
             (symbols[trade.asset], trade.trade_id, trade.price, trade.quantity)
             for trade in islice(trades(ASSETS, 50.0, 1), 10_000)

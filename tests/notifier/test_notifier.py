@@ -26,7 +26,7 @@ import services
 from conf.settings import PROJECT, Settings
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import Email, NotNow, Refused, Webhook, channels
-from notifier.told import Told
+from notifier.sent_alerts import SentAlerts
 from tests.listening import listeners
 from tests.notifier.receivers import Hook, Mailbox, serving
 from tests.programs import Program, running_program, wait_until
@@ -362,18 +362,18 @@ def test_a_record_nested_too_deep_is_no_alert() -> None:
 
 def test_ids_are_remembered_by_the_newest_and_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
     file = tmp_path / "ids"
-    told = Told(file, most=3)
+    sent_alerts = SentAlerts(file, most=3)
     for name in ("a", "b\n", "ü", "d"):
-        told.add(name)
+        sent_alerts.add(name)
     with file.open("a") as torn:
         torn.write('\n"tor')
-    told.add("e")
-    again = Told(file, most=3)
+    sent_alerts.add("e")
+    again = SentAlerts(file, most=3)
     assert [name in again for name in ("a", "b\n", "ü", "d", "e", "tor")] == [False, False, True, True, True, False]
     for number in range(100):
         again.add(str(number))
         assert len(file.read_text().splitlines()) <= 7
-    assert "99" in Told(file, most=3)
+    assert "99" in SentAlerts(file, most=3)
 
 
 def test_a_webhook_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import ClientConnection, connect
 
-from ingestion.feeds import Feed, make_feed
-from ingestion.instruments import INSTRUMENTS
+from ingestion.feeds import VENUES, Feed, make_feed
 from ingestion.ticks import Control, Event, Reject, Tick
 from simulator.market import Trade, trades
 from tests.programs import Program, running_program
@@ -73,7 +72,7 @@ def test_a_venues_own_feed_understands_every_trade(tmp_path: Path, name: str) ->
             trade.price,
             trade.quantity,
             (opened_ms + trade.at_ms) * 10**6,
-            INSTRUMENTS[name][trade.asset].symbol,
+            VENUES[name].instruments[trade.asset].symbol,
         )
         for trade in made(500)
     ]
@@ -145,7 +144,7 @@ def test_kraken_sends_a_snapshot_of_what_was(tmp_path: Path) -> None:
 
 def test_trades_that_are_not_sent_are_in_the_rest_unless_forgotten(tmp_path: Path) -> None:
     arguments = ("--trades", "400", "--speed", "20", "--skip", "100:5", "--forget", "200:5", "--skip", "399:1")
-    expected = [(INSTRUMENTS["binance"][trade.asset].symbol, trade.trade_id) for trade in made(400)]
+    expected = [(VENUES["binance"].instruments[trade.asset].symbol, trade.trade_id) for trade in made(400)]
     with venue(tmp_path, "binance", *arguments) as (program, url, rest_url):
         feed = make_feed("binance", ASSETS, url)
         with client(feed) as socket, httpx.Client(base_url=rest_url, trust_env=False) as http:

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from ingestion.instruments import INSTRUMENTS
+from ingestion.feeds import VENUES
 from simulator.market import ASSETS, Trade, trades
 
 FIVE = ["bitcoin", "ethereum", "cardano", "solana", "dogecoin"]
@@ -77,4 +77,4 @@ def test_prices_are_whole_ticks_above_zero_in_eight_decimals() -> None:
 
 
 def test_every_asset_of_the_market_has_a_name_at_binance() -> None:
-    assert set(ASSETS) == set(INSTRUMENTS["binance"])
+    assert set(ASSETS) == set(VENUES["binance"].instruments)

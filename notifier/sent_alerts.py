@@ -1,4 +1,4 @@
-"""Which alerts somebody was told of, across restarts."""
+"""The ids of the alerts already sent, kept across restarts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-class Told:
-    """The newest ids, in a file of JSON strings that is appended to, durably.
+class SentAlerts:
+    """The newest ids, in an append-only file of JSON strings, synced at each append.
 
-    An id is needed for as long as its alert may be told of, which is minutes; nobody is told of so many in that time.
+    An id is needed until its alert is stale, for some minutes. `most` is far above the number of alerts in that time.
     """
 
     def __init__(self, file: Path, most: int = 10_000) -> None:
-        """What the file holds; a line that a crash cut short is left out. Raises OSError."""
+        """Read the file; a line cut short by a crash is skipped. Raises OSError."""
         self._most = most
         self._file = file
         self._ids: dict[str, None] = {}
@@ -31,7 +31,7 @@ class Told:
         return alert_id in self._ids
 
     def add(self, alert_id: str) -> None:
-        """Remember it, on disk too when this returns. Raises OSError, and then remembers it while the program runs."""
+        """Add an id, in memory and on disk. If it raises OSError, the id is in memory only."""
         self._ids[alert_id] = None
         if len(self._ids) >= 2 * self._most:
             self._rewrite()
@@ -39,7 +39,7 @@ class Told:
             _write(self._file, "a", [alert_id])
 
     def _rewrite(self) -> None:
-        """The newest alone. The old file stays until the new one is whole."""
+        """Rewrite the file with the newest ids only. The old file stays until the new one is complete."""
         self._ids = dict.fromkeys(list(self._ids)[-self._most :])
         draft = self._file.with_suffix(".new")
         _write(draft, "w", self._ids)

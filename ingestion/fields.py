@@ -55,7 +55,7 @@ def digits(value: object) -> object:
     return value
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """A value in a reason: short, and on one line."""
     return "missing" if value is None else repr(value)[:80]
 
@@ -99,15 +99,15 @@ def trade(
     name_of_id, name_of_price, name_of_quantity, name_of_time = names
     trade_id = message.get(name_of_id)
     if type(trade_id) is not int or not 0 <= trade_id < 2**63:
-        reason = f"trade id {name_of_id} is {shown(trade_id)}"
+        reason = f"trade id {name_of_id} is {brief(trade_id)}"
         return Reject(received_ns, source, reason, raw, instrument.symbol)
     price, quantity = digits(message.get(name_of_price)), digits(message.get(name_of_quantity))
     if not is_price(price):
-        reason = f"price {name_of_price} is {shown(price)}: not above 0 with at most {DIGITS}"
+        reason = f"price {name_of_price} is {brief(price)}: not above 0 with at most {DIGITS}"
     elif not is_quantity(quantity):
-        reason = f"quantity {name_of_quantity} is {shown(quantity)}: not 0 or more with at most {DIGITS}"
+        reason = f"quantity {name_of_quantity} is {brief(quantity)}: not 0 or more with at most {DIGITS}"
     elif event_ns is None or not 0 < event_ns < END_OF_TIME_NS:
-        reason = f"trade time {name_of_time} is {shown(message.get(name_of_time))}: not a time since 1970"
+        reason = f"trade time {name_of_time} is {brief(message.get(name_of_time))}: not a time since 1970"
     else:
         return Tick(
             received_ns=received_ns,

@@ -1,9 +1,9 @@
-"""From topic `alerts` through one channel: each alert once, while it is news.
+"""Deliver the alerts of topic `alerts` through one channel, each once, until they are stale.
 
-The order is: send, remember the id on disk, commit the offset. So of an alert that the channel takes within
-alert_stale_seconds somebody is told at least once; and a second time only if the program dies between sending and
-remembering, or if the channel took it and its answer was lost. Each channel is a consumer group of its own, so that one
-that is down holds up no other.
+The order is: send, write the id to disk, commit the offset. So an alert that the channel accepts within
+alert_stale_seconds is delivered at least once. It is delivered twice only if the program dies between sending and
+writing the id, or if the channel's answer is lost. Each channel has its own consumer group, so a failing channel does
+not delay the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
 
     from conf.settings import Settings
-    from notifier.told import Told
+    from notifier.sent_alerts import SentAlerts
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ POLL_MS = 500
 KAFKA_MS = 5_000
 METADATA_MS = 5_000
 RECONNECT_MS = 2_000
-# So long the next start waits for the partitions of one that was killed.
+# After a kill the next start waits so long for the partitions.
 SESSION_MS = 10_000
 AT_ONCE = 50
 KAFKA_AGAIN_SECONDS = 1.0
@@ -56,27 +56,27 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Notifying:
-    """One channel's way."""
+class Delivery:
+    """The delivery of alerts through one channel."""
 
     def __init__(
         self,
         settings: Settings,
         channel: Channel,
-        told: Told,
+        sent_alerts: SentAlerts,
         stop: threading.Event,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
         self._channel = channel
-        self._told = told
+        self._sent_alerts = sent_alerts
         self._stop = stop
         self._now = now
         self._stale = timedelta(seconds=settings.alert_stale_seconds)
         self._complained = -SAY_AGAIN_SECONDS
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Deliver alerts until `stop` is set."""
         try:
             while not self._stop.is_set():
                 try:
@@ -91,7 +91,7 @@ class Notifying:
     @contextmanager
     def _consumer(self) -> Iterator[KafkaConsumer]:
         topic = self._settings.alerts_topic
-        # While a channel is down nobody polls; the group's other members must not take that for death.
+        # We do not poll while a channel fails; the group must not take us for dead meanwhile.
         longest = self._settings.alert_stale_seconds + (AT_ONCE + 2) * TIMEOUT_SECONDS
         consumer = KafkaConsumer(
             topic,
@@ -99,7 +99,7 @@ class Notifying:
             group_id=f"notifier-{self._channel.name}-{topic}",
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            # The topic's partitions are fixed by who writes it.
+            # The topic's writer decides its number of partitions.
             allow_auto_create_topics=False,
             metadata_max_age_ms=METADATA_MS,
             session_timeout_ms=SESSION_MS,
@@ -123,7 +123,7 @@ class Notifying:
                 consumer.commit(timeout_ms=KAFKA_MS)
 
     def handle(self, record: ConsumerRecord) -> bool:
-        """Whether it is done with; not if the program stops before it could be told."""
+        """Deliver a record's alert. Returns whether the record is done; False if the program stops first."""
         try:
             alert = Alert.read(record.value)
         except NotAnAlert as error:
@@ -131,7 +131,7 @@ class Notifying:
             log.warning("%s: skipped %s: %s", self._channel.name, place, error)
             return True
         left = min(self._stale - (self._now() - alert.opened_at), self._stale)
-        if alert.alert_id in self._told or left <= timedelta(0):
+        if alert.alert_id in self._sent_alerts or left <= timedelta(0):
             return True
         sending = Retrying(
             retry=retry_if_exception_type(NotNow),
@@ -152,7 +152,7 @@ class Notifying:
         else:
             log.info("%s: told of %s", self._channel.name, alert.alert_id)
         try:
-            self._told.add(alert.alert_id)
+            self._sent_alerts.add(alert.alert_id)
         except OSError as error:
             log.error("%s: cannot remember %s after a restart: %s", self._channel.name, alert.alert_id, error)
         return True
