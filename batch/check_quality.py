@@ -24,8 +24,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from batch import results
+from batch.opening import files_of_lake
 from conf.settings import arguments, from_command_line
-from lake.delta.files import Files, UnknownStore, files_of
+from lake.delta.files import Files
 from lake.tables import GOLD_PRICE_1M, SILVER_TICKS, Table
 
 SEVERITIES = {FailureSeverity.CRITICAL: "error", FailureSeverity.WARNING: "warning"}
@@ -173,10 +174,7 @@ def arg_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arg_parser()
     settings, options = from_command_line(parser, argv)
-    try:
-        files = files_of(settings.lake_root, str(settings.webhdfs_url))
-    except UnknownStore as error:
-        parser.error(str(error))
+    files = files_of_lake(parser, settings)
     spark = SparkSession.builder.appName("tickhouse check_quality").getOrCreate()
     try:
         day_verdicts = check(spark, files, settings.lake_root, options.date, datetime.now(UTC))

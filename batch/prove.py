@@ -37,9 +37,10 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from batch import results as quality_results
+from batch.opening import files_of_lake
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.contract import NOTIONAL_DECIMALS, TickRules
-from lake.delta.files import Files, UnknownStore, files_of
+from lake.delta.files import Files
 from lake.delta.parquet import arrow_type
 from lake.gold import derive
 from lake.gold.recompute import ALWAYS, Expected, Period, Snapshot, expected, period_of
@@ -441,10 +442,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if period.begin >= period.end:
         print(f"{parser.prog}: --from is not before --to", file=sys.stderr)
         return USAGE_ERROR
-    try:
-        files = files_of(settings.lake_root, str(settings.webhdfs_url))
-    except UnknownStore as error:
-        parser.error(str(error))
+    files = files_of_lake(parser, settings)
     checked_at = datetime.now(UTC)
     spark = SparkSession.builder.appName("tickhouse prove").getOrCreate()
     try:

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 
 from pyspark.sql import SparkSession
 
+from batch.opening import files_of_lake
 from conf.settings import USAGE_ERROR, arguments, from_command_line
-from lake.delta.files import UnknownStore, files_of
 from lake.gold.recompute import ALWAYS, Period, Snapshot, expected, period_of
 from lake.rules import DECIDING, GoldRules, gold_rules
 from lake.tables import GOLD, GOLD_ALERTS, GOLD_CURRENT_PRICE, SILVER_TICKS, Table
@@ -53,10 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: --from is not before --to", file=sys.stderr)
         return USAGE_ERROR
     days = period.days()
-    try:
-        files = files_of(settings.lake_root, str(settings.webhdfs_url))
-    except UnknownStore as error:
-        parser.error(str(error))
+    files = files_of_lake(parser, settings)
     left = 0
     spark = SparkSession.builder.appName("tickhouse recompute").getOrCreate()
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
 from alerting.__main__ import Watch, alert_in, message
-from conf.settings import Settings, flag
+from conf.settings import PROJECT, Settings, flag
 from lake.contract import TickRules
 from lake.gold.alerts import Alert
 from lake.rules import AlertRule
@@ -157,3 +159,9 @@ def test_an_alert_is_out_whatever_is_killed(running: Callable[..., Settings], tm
     assert found["peak_change_pct"] == 3.0
     assert "early" not in alerted(), "what was before the first start wakes nobody"
     producer.close()
+
+
+def test_alerting_starts_without_spark() -> None:
+    """It is up in a moment, on a machine that has none."""
+    program = "import sys, alerting.__main__; sys.exit('pyspark' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=False).returncode == 0

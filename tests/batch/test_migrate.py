@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from batch import migrate, prove
+from batch import check_quality, migrate, prove, recompute
 from conf.settings import Settings
 from lake.delta.files import files_of
 from lake.delta.log import TableLog
@@ -26,6 +26,11 @@ from tests.oracle import Lake, Record, Row, differences, lake_of
 
 # Written by the suite before gold.price_5s: three micro-batches of tests.micro_batches.market(random.Random(7)), with
 # late ticks, repeats, holes, records in another layout and records that are no ticks.
+JOB_ARGUMENTS = {
+    "batch.prove": [],
+    "batch.recompute": ["--from", "2024-08-09", "--to", "2024-08-10"],
+    "batch.check_quality": ["--date", "2024-08-09"],
+}
 VERSION_1 = Path(__file__).parent / "lake-version-1.tar.gz"
 
 
@@ -59,6 +64,10 @@ def test_a_lake_of_the_first_version_is_taken_forward(
     files = files_of(old_lake.lake_root, "")
     with pytest.raises(OtherVersion, match=r"version 1 .* batch/migrate\.py"):
         resume(spark, old_lake)
+    for job in (prove.main, recompute.main, check_quality.main):
+        with pytest.raises(SystemExit, match="2"):
+            job([*JOB_ARGUMENTS[job.__module__], "--lake-root", old_lake.lake_root])
+        assert "batch/migrate.py" in capsys.readouterr().err
     assert not migrate.migrate(spark, files, old_lake, execute=False)
     dry_run = capsys.readouterr().out
     assert "gold.price_5s: create it" in dry_run
