@@ -36,6 +36,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
+from lake.contract import RECORD
 from lake.delta.files import Files, StoreError, UnknownStore, WebHdfs, files_of
 from lake.delta.lease import LakeInUse, Lease
 from lake.delta.log import CannotWrite
@@ -77,6 +78,7 @@ def start(
         .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
         .load()
         .withColumnRenamed("timestamp", "kafka_timestamp")
+        .select(*RECORD)
     )
     writing = (
         records.writeStream.queryName("ticks")

@@ -23,6 +23,7 @@ from pyspark.sql import SparkSession
 
 from conf.settings import PROJECT, Settings
 from ingestion.ticks import Tick
+from lake.contract import RECORD
 from lake.tables import BRONZE_TICKS
 from services.java import CLASS_ARCHIVE, java_home, spark_class_path
 from streaming.lakehouse import resume
@@ -55,6 +56,7 @@ def micro_batches(spark: SparkSession, folder: Path) -> None:
     settings = Settings(lake_root=f"file:{folder}/lake", checkpoint=f"file:{folder}/checkpoint")
     lakehouse = resume(spark, settings)
     records = spark.readStream.schema(BRONZE_TICKS.schema).option("maxFilesPerTrigger", 1).parquet(f"{folder}/records")
+    records = records.select(*RECORD)
     writing = records.writeStream.foreachBatch(lakehouse.write_batch)
     writing = writing.option("checkpointLocation", settings.checkpoint_location).trigger(availableNow=True)
     writing.start().awaitTermination()

@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,9 +52,13 @@ def hdfs(running: Callable[..., Settings], tmp_path: Path) -> tuple[WebHdfs, str
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that retries would have waited."""
+    """The seconds that retries of this thread would have waited; other threads sleep as ever."""
     seconds: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", seconds.append)
+    this_thread, sleep = threading.get_ident(), time.sleep
+    monkeypatch.setattr(
+        "tenacity.nap.time.sleep",
+        lambda each: seconds.append(each) if threading.get_ident() == this_thread else sleep(each),
+    )
     return seconds
 
 
