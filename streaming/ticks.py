@@ -65,8 +65,8 @@ def start(
     records = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", settings.kafka_bootstrap_servers)
-        # A pattern: the query then waits for topics that do not exist yet.
-        .option("subscribePattern", "|".join(re.escape(topic) for topic in topics))
+        # A pattern: the query waits for topics that do not exist yet. Anchored: Spark searches for it within names.
+        .option("subscribePattern", f"^(?:{'|'.join(re.escape(topic) for topic in topics)})$")
         .option("startingOffsets", json.dumps(follows) if follows else "earliest")
         # An executor reads a partition only up to a known offset, so it need not wait for more records.
         .option("kafka.fetch.max.wait.ms", "5")

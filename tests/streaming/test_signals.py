@@ -32,9 +32,12 @@ def test_ctrl_c_ends_the_job_with_all_windows_written(running: Callable[..., Set
     }
     producer = KafkaProducer(bootstrap_servers=suite.kafka_bootstrap_servers, acks="all")
     admin = KafkaAdminClient(bootstrap_servers=suite.kafka_bootstrap_servers)
-    admin.create_topics(
-        {settings["ticks_topic"]: {"num_partitions": 1, "replication_factor": 1}}, wait_for_metadata=True
-    )
+    # Others' topics, whose names begin or end like ours, are not ours.
+    others = [f"{settings['ticks_topic']}-copy", f"my-{settings['ticks_topic']}"]
+    for topic in (settings["ticks_topic"], *others):
+        admin.create_topics({topic: {"num_partitions": 1, "replication_factor": 1}}, wait_for_metadata=True)
+        producer.send(topic, b"no tick")
+    producer.flush()
     for value in market(random.Random(6))[:20]:
         producer.send(settings["ticks_topic"], value)
     producer.close()
@@ -64,5 +67,5 @@ def test_ctrl_c_ends_the_job_with_all_windows_written(running: Callable[..., Set
     assert "Traceback" not in log.read_text()
     assert "KeyboardInterrupt" not in log.read_text()
     root = f"{tmp_path / 'lake'}"
-    assert row_count(root, BRONZE_TICKS) == 20
+    assert row_count(root, BRONZE_TICKS) == 21
     assert row_count(root, GOLD_PRICE_1D) > 0
