@@ -118,7 +118,7 @@ class Lakehouse:
                 ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
             delta = self._delta(staged, ticks)
             after = State(self.state.seen.after(delta), self.state.early, batch.at, delta)
-        reports = [Gap(**asdict(report)) for report in staged.reports]
+        reports = staged.reports
         rejected = [((source, symbol, epoch), (number, number)) for source, symbol, epoch, number in staged.rejected]
         changes = instrument_changes(after.seen.instruments, after.seen.rejected, delta.runs, rejected, reports)
         if not replayed:

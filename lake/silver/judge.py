@@ -45,6 +45,7 @@ from lake.contract import (
     event_id,
     gold_time,
 )
+from lake.silver.gaps import Gap
 from lake.times import DAY, EPOCH, to_micros, to_time
 
 InstrumentId = tuple[str, str, int, int]
@@ -103,24 +104,6 @@ class Rejection:
     """The trade that the record names, if all parts of its id are valid. Such a trade does not count as missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class GapReport:
-    """A row of silver.gaps as the ingester reports it; times in UTC."""
-
-    gap_id: str
-    source: str
-    symbol: str
-    trade_epoch: int
-    first_missing: int | None
-    last_missing: int | None
-    disconnected_at: datetime | None
-    detected_at: datetime
-    status: str
-    reason: str | None
-    filled_at: datetime | None
-    filled_by: str | None
-
-
 class _BrokenRule(Exception):
     """A record breaks a rule. The first one raised is the record's rule."""
 
@@ -130,7 +113,7 @@ class _BrokenRule(Exception):
 
 def judge(
     value: bytes | None, topic: str, partition: int, offset: int, ingested_at: datetime, rules: TickRules
-) -> Tick | Rejection | GapReport:
+) -> Tick | Rejection | Gap:
     """Classify a record.
 
     ingested_at: when bronze took it, with a zone. Every topic but rules.rejects_topic and rules.gaps_topic is one of
@@ -296,7 +279,7 @@ def _tick(message: _Message, place: tuple[str, int, int], ingested_at: int, rule
     )
 
 
-def _report(message: _Message) -> GapReport:
+def _report(message: _Message) -> Gap:
     """Raises _BrokenRule with rule `gap`."""
     get = message.get
     gap_id, status = get("gap_id"), get("status")
@@ -323,7 +306,7 @@ def _report(message: _Message) -> GapReport:
     )
     if detected_at is None:
         raise _BrokenRule("gap", "detected_at is missing")
-    return GapReport(
+    return Gap(
         gap_id=gap_id,
         source=message["source"],
         symbol=message["symbol"],

@@ -29,7 +29,8 @@ from lake.contract import (
     TickRules,
 )
 from lake.delta.parquet import arrow_schema, arrow_type
-from lake.silver.judge import GapReport, InstrumentId, Tick, judge
+from lake.silver.gaps import Gap
+from lake.silver.judge import InstrumentId, Tick, judge
 from lake.tables import PRICE, SILVER_QUARANTINE, SILVER_TICKS
 
 _PRICE = arrow_type(PRICE)
@@ -84,7 +85,7 @@ class Contents:
     """QUARANTINED: silver.quarantine without quarantined_at, by topic, partition, offset."""
     rejected_ids: list[InstrumentId]
     """The trades that records in quarantine name; a trade may be named more than once."""
-    reports: list[GapReport]
+    reports: list[Gap]
     """By partition, then offset."""
     non_canonical: int
     """How many records went through `judge`."""
@@ -206,12 +207,12 @@ def _judged(canonical_ticks: pa.Table, others: pa.Table, rules: TickRules) -> Co
     ticks: list[Tick] = []
     rejections: list[tuple[object, ...]] = []
     rejected_ids: list[InstrumentId] = []
-    reports: list[GapReport] = []
+    reports: list[Gap] = []
     for value, topic, partition, offset, ingested_at in rows:
         verdict = judge(value, topic, partition, offset, ingested_at, rules)
         if isinstance(verdict, Tick):
             ticks.append(verdict)
-        elif isinstance(verdict, GapReport):
+        elif isinstance(verdict, Gap):
             reports.append(verdict)
         else:
             rejections.append((value, verdict.rule, verdict.reason, topic, partition, offset))

@@ -27,7 +27,8 @@ from lake.delta.log import Action
 from lake.delta.parquet import as_stored, encoded_file
 from lake.gold.summary import of_ticks
 from lake.silver.deduplicate import Numbers, Repeats, distinct, numbers, without
-from lake.silver.judge import GapReport, InstrumentId
+from lake.silver.gaps import Gap
+from lake.silver.judge import InstrumentId
 from lake.silver.read import read, with_notional
 from lake.tables import BRONZE_TICKS, SILVER_QUARANTINE, SILVER_TICKS, Table
 from lake.times import MINUTE, SECOND
@@ -83,7 +84,7 @@ class Staged:
     # The trades that records in quarantine name.
     rejected: list[InstrumentId] = field(default_factory=list)
     # By partition and offset.
-    reports: list[GapReport] = field(default_factory=list)
+    reports: list[Gap] = field(default_factory=list)
 
     def add(self, other: Staged) -> None:
         """Add the result of other records."""

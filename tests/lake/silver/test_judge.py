@@ -12,7 +12,8 @@ from decimal import Decimal
 import pytest
 
 from lake.contract import QUOTED_LENGTH, REASON_LENGTH, TickRules
-from lake.silver.judge import GapReport, Rejection, Tick, judge
+from lake.silver.gaps import Gap
+from lake.silver.judge import Rejection, Tick, judge
 from lake.tables import SILVER_GAPS, SILVER_TICKS
 from lake.times import to_micros, to_time
 from tests.oracle import Tick as ExpectedTick
@@ -22,7 +23,7 @@ from tests.ticks import CASES, GAP, INGESTED_AT, TICK, Case, compact, with_raw
 RULES = TickRules("rejects", "gaps", 5.0)
 
 
-def judged(value: bytes | None, topic: str = "ticks") -> Tick | Rejection | GapReport:
+def judged(value: bytes | None, topic: str = "ticks") -> Tick | Rejection | Gap:
     return judge(value, topic, 0, 7, INGESTED_AT, RULES)
 
 
@@ -53,7 +54,7 @@ def test_a_record_breaks_this_rule(case: Case) -> None:
 def test_a_tick_has_silvers_columns_and_a_report_those_of_the_gaps() -> None:
     names = [field.name for field in fields(Tick)]
     assert names == [name for name in SILVER_TICKS.column_names if name != "is_late"]
-    assert [field.name for field in fields(GapReport)] == list(SILVER_GAPS.column_names)
+    assert [field.name for field in fields(Gap)] == list(SILVER_GAPS.column_names)
     assert not hasattr(judged(compact(TICK)), "__dict__")
 
 
@@ -135,7 +136,7 @@ def test_a_report_has_times_in_utc() -> None:
     report = judged(
         compact({**GAP, "detected_at": "2024-08-09T02:00:00+02:00", "reason": "\ud800" + "x" * 5_000}), "gaps"
     )
-    assert isinstance(report, GapReport)
+    assert isinstance(report, Gap)
     assert report.detected_at == datetime(2024, 8, 9, tzinfo=UTC)
     assert report.detected_at.utcoffset() == timedelta()
     assert (report.first_missing, report.last_missing, report.filled_at) == (7, 9, None)
