@@ -77,6 +77,7 @@ def _http_url(secret: SecretStr) -> SecretStr:
 
 Names = Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9/._-]{1,64}$")]], BeforeValidator(_listed)]
 Mapped = Annotated[dict[str, str], BeforeValidator(_mapped)]
+Days = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_mapped)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 InRange = AfterValidator(_port_in_range)
@@ -216,6 +217,20 @@ class Settings(BaseModel):
     alert_window_seconds: int = Field(10, ge=1, le=3_600, description="a change within so many seconds is an alert")
     alert_cooldown_seconds: int = Field(
         60, ge=0, le=86_400, description="no alert opens within so many seconds after one was closed"
+    )
+
+    history_minutes: float = Field(
+        120.0,
+        ge=1,
+        le=525_600,
+        description="old versions of the tables stay readable so long: for time travel, running queries, the proof",
+    )
+    keep_days: Days = Field(
+        {}, description="rows older than so many days are dropped, as TABLE=DAYS,TABLE=DAYS; others stay for ever"
+    )
+    upkeep: bool = Field(True, description="the streaming job joins small files, and deletes what it has replaced")
+    debt_files: Count = Field(
+        20_000, description="with more small or expired files than this, micro-batches become larger and rarer"
     )
 
     # Streaming

@@ -58,7 +58,15 @@ class Table:
     file_span: timedelta | None = None
     # The length of a row's window, if it is fixed.
     window: timedelta | None = None
+    # Of rows that are only appended: the time by which files are joined, which grows with each micro-batch.
+    arrival_time: str = ""
+    # The time that makes a row old enough to be dropped (setting keep_days; by default rows stay for ever).
+    # Empty: rows are never dropped.
+    age_time: str = ""
     properties: Mapping[str, str] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.qualified_name)
 
     @property
     def qualified_name(self) -> str:
@@ -115,6 +123,8 @@ BRONZE_TICKS = Table(
     ),
     partitioned_by=("ingest_date",),
     statistics=("topic", "partition", "offset", "kafka_timestamp"),
+    arrival_time="kafka_timestamp",
+    age_time="kafka_timestamp",
     properties={"delta.appendOnly": "true"},
 )
 
@@ -152,6 +162,8 @@ SILVER_TICKS = Table(
         *("source", "symbol", "asset", "trade_id", "event_time", "received_at"),
         *("kafka_partition", "kafka_offset"),
     ),
+    arrival_time="received_at",
+    age_time="event_time",
     properties={"delta.appendOnly": "true"},
 )
 
@@ -170,6 +182,8 @@ SILVER_QUARANTINE = Table(
         Column("quarantined_at", "TIMESTAMP", "when the micro-batch that wrote the row began"),
     ),
     statistics=("topic", "partition", "offset", "quarantined_at"),
+    arrival_time="quarantined_at",
+    age_time="quarantined_at",
     properties={"delta.appendOnly": "true"},
 )
 
@@ -195,6 +209,7 @@ SILVER_GAPS = Table(
     statistics=("gap_id", "source", "symbol", "detected_at"),
     file_time="detected_at",
     file_span=timedelta(hours=1),
+    age_time="detected_at",
 )
 
 
@@ -247,6 +262,7 @@ def _prices(name: str, period: str, window: timedelta) -> Table:
         statistics=("source", "asset", "window_start", "updated_at"),
         file_time="window_start",
         file_span=window,
+        age_time="window_start",
         window=window,
     )
 
@@ -284,6 +300,7 @@ GOLD_ROLLING_PRICE = Table(
     statistics=("source", "asset", "as_of"),
     file_time="as_of",
     file_span=timedelta(seconds=5),
+    age_time="as_of",
 )
 
 GOLD_CURRENT_PRICE = Table(
@@ -327,6 +344,7 @@ GOLD_ALERTS = Table(
     statistics=("source", "asset", "opened_at", "closed_at"),
     file_time="opened_at",
     file_span=timedelta(hours=1),
+    age_time="opened_at",
 )
 
 QUALITY_RESULTS = Table(
@@ -336,6 +354,7 @@ QUALITY_RESULTS = Table(
     key=("run_id", "expectation", "column_name"),
     owner="batch/check_quality.py and batch/prove.py",
     kind="batch",
+    age_time="checked_at",
     columns=(
         Column("run_id", "STRING", "one run of a check"),
         Column("checked_at", "TIMESTAMP", "when the run began"),

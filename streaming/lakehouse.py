@@ -6,8 +6,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,7 +22,7 @@ from lake.delta.files import Files, files_of
 from lake.delta.log import Action, DataFile
 from lake.delta.slices import Batch, Changes, Sink, Slices
 from lake.delta.version import check_version
-from lake.delta.writer import Fenced, LakeWriter, create_table
+from lake.delta.writer import Fenced, LakeWriter, create_table, horizon
 from lake.gold.rollup import RollUp
 from lake.gold.update import Gold, feeding
 from lake.rules import PROPERTY, deciding, differences, gold_rules, tick_rules
@@ -40,6 +41,7 @@ from lake.tables import (
     Table,
 )
 from lake.times import MINUTE, SECOND
+from streaming.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,13 @@ class Lakehouse:
     records: int = FEW
     # Set when another writer has fenced this one; Spark re-raises only the message.
     fenced: Fenced | None = None
+    upkeep: Upkeep | None = None
+    # Set when the job is about to end.
+    ending: threading.Event = field(default_factory=threading.Event)
+    _failed: bool = False
     _writing: threading.Lock = field(default_factory=threading.Lock)
+    # Held while the longer windows are written.
+    _rolling: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
     _roller: threading.Thread | None = None
 
@@ -93,11 +101,31 @@ class Lakehouse:
             assert query, "a micro-batch knows its query"
             with self._writing:
                 self._write(records, query, batch)
-        except Fenced as error:
-            self.fenced = error
+        except BaseException as error:
+            self._failed = True
+            if isinstance(error, Fenced):
+                self.fenced = error
             raise
         finally:
             self.idle.set()
+        if self.upkeep:
+            self.upkeep.pause(self.ending)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all tables have the last micro-batch."""
+        return self.last is not None and not self._failed
+
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """Hold back micro-batches and the longer windows, after those under way."""
+        with self._rolling, self._writing:
+            yield
+
+    @property
+    def slices(self) -> tuple[Slices, ...]:
+        """The rows of the tables that change."""
+        return (*self.gold.slices, *self.rollup.slices, self.gap_rows)
 
     def _write(self, records: DataFrame, query: str, number: int) -> None:
         started = time.monotonic()
@@ -228,7 +256,11 @@ class Lakehouse:
     # --- the longer windows, beside the stream
 
     def start(self) -> None:
-        """Start the thread that writes the longer windows beside the stream."""
+        """Start the threads that write the longer windows and keep the lake healthy, beside the stream."""
+        if self.settings.upkeep:
+            self.writer.deletes_data = True
+            self.upkeep = Upkeep(self, self.settings)
+            self.upkeep.start()
         self._roller = threading.Thread(target=self._roll_up_when_due, name="roll-up", daemon=True)
         self._roller.start()
 
@@ -249,16 +281,17 @@ class Lakehouse:
 
     def roll_up(self) -> None:
         """Write the longer windows that are out of date. Raises Fenced, StoreError."""
-        with self._writing:
-            batch = self.last or self._last_written()
-            due = self.rollup.due(batch) if batch else None
-        if due:
-            try:
-                self.rollup.write(due)
-            except BaseException:
-                with self._writing:
-                    self.rollup.retry(due)
-                raise
+        with self._rolling:
+            with self._writing:
+                batch = self.last or self._last_written()
+                due = self.rollup.due(batch) if batch else None
+            if due:
+                try:
+                    self.rollup.write(due)
+                except BaseException:
+                    with self._writing:
+                        self.rollup.retry(due)
+                    raise
 
     def _last_written(self) -> Batch | None:
         """The previous writer's last micro-batch, if all tables have it: then Spark's checkpoint has committed it."""
@@ -272,6 +305,8 @@ class Lakehouse:
     def finish(self) -> None:
         """After the last micro-batch: the longer windows as of now."""
         self._ended.set()
+        if self.upkeep:
+            self.upkeep.stop()
         if self._roller:
             self._roller.join()
         if not self.fenced:
@@ -295,8 +330,10 @@ def opened(settings: Settings) -> LakeWriter:
     check_version(files, settings.lake_root, BRONZE_TICKS if settings.rebuild else SILVER_TICKS)
 
     def create(table: Table) -> None:
-        made_by = {PROPERTY: deciding(settings)} if table == SILVER_TICKS else {}
-        create_table(files, table, settings.lake_root, made_by)
+        properties = horizon(timedelta(minutes=settings.history_minutes)) if table.kind == "streamed" else {}
+        if table == SILVER_TICKS:
+            properties[PROPERTY] = deciding(settings)
+        create_table(files, table, settings.lake_root, properties)
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(create, TABLES))

@@ -49,6 +49,7 @@ from lake.silver.stage import RECORDS_A_TASK
 from lake.silver.state import StateLost
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
 from streaming.rebuild import Expired, rebuild
+from streaming.upkeep import UnknownTable, kept_for
 
 logger = logging.getLogger("streaming.ticks")
 
@@ -94,6 +95,8 @@ def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> N
     """Wait until the query ends, or until `stop` is set and the current micro-batch is written. Raises Fenced."""
     lakehouse.start()
     while not query.awaitTermination(1):
+        if stop.is_set():
+            lakehouse.ending.set()
         # Stopping a query while its callback runs would fill the log with the callback's errors.
         if (stop.is_set() or lakehouse.fenced) and lakehouse.idle.wait(60):
             query.stop()
@@ -156,7 +159,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             "webhdfs_url",
             "trigger_seconds",
         ),
-        *("max_offsets_per_trigger", "once", "rebuild", *DECIDING),
+        *(
+            "max_offsets_per_trigger",
+            "once",
+            "rebuild",
+            "upkeep",
+            "history_minutes",
+            "keep_days",
+            "debt_files",
+            *DECIDING,
+        ),
     )
     parser.add_argument(
         "--sink", nargs="+", metavar="SINK", help="gold elsewhere too, as it changes: console, or parquet PATH"
@@ -167,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = files_of(settings.lake_root, str(settings.webhdfs_url))
         sink = sink_of(settings, own.sink)
-    except UnknownStore as error:
+        kept_for(settings)
+    except (UnknownStore, UnknownTable) as error:
         parser.error(str(error))
     stop = threading.Event()
     end_on_signals(stop)

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -232,16 +232,44 @@ class EncodedCheckpoint(NamedTuple):
     pointer: bytes
 
 
-def encoded_checkpoint(version: int, rows: pa.Table, tombstones_since: int) -> EncodedCheckpoint:
-    """A checkpoint with these rows (`newest_of_each`), without tombstones older than `tombstones_since`.
-
-    Times are in milliseconds since 1970.
-    """
-    # Delta dates a tombstone without a time to 1970.
+def expired_tombstones(rows: pa.Table, before: int) -> list[str]:
+    """The paths of files that were removed before a time, in milliseconds since 1970; the first removed first."""
     removed = pl.DataFrame(
-        {"is": _is_valid(rows, "remove"), "at": _column(rows, "remove", "deletionTimestamp").fill_null(0)}
+        {
+            "path": _column(rows, "remove", "path"),
+            # Delta dates a tombstone without a time to 1970.
+            "at": _column(rows, "remove", "deletionTimestamp").fill_null(0),
+        }
     )
-    rows = rows.filter(removed.select(~pl.col("is") | (pl.col("at") >= tombstones_since)).to_series().to_arrow())
+    return removed.filter(pl.col("path").is_not_null() & (pl.col("at") < before)).sort("at")["path"].to_list()
+
+
+def paths_of(rows: pa.Table, kind: str) -> list[str]:
+    """The paths of all added or removed files; kind: add or remove."""
+    return _column(rows, kind, "path").drop_nulls().to_list()
+
+
+def without_tombstones(rows: pa.Table, paths: Collection[str]) -> pa.Table:
+    """The rows without the tombstones of these files."""
+    return rows.filter((~_column(rows, "remove", "path").is_in(list(paths)).fill_null(False)).to_arrow())
+
+
+def smaller(rows: pa.Table, order: str, below: int, limit: int) -> tuple[pa.Table, int]:
+    """Up to `limit` added files below a size in bytes, and the number of such files.
+
+    order: a column with statistics; of more than `limit` files those with the highest values.
+    """
+    sizes = _column(rows, "add", "size")
+    chosen = rows.filter((sizes < below).fill_null(False).to_arrow())
+    if chosen.num_rows <= limit:
+        return chosen, chosen.num_rows
+    highest = _column(chosen, "add", "stats").str.json_path_match(f"$.maxValues['{order}']")
+    places = highest.arg_sort(descending=True, nulls_last=True).head(limit)
+    return chosen.take(places.to_arrow()), chosen.num_rows
+
+
+def encoded_checkpoint(version: int, rows: pa.Table) -> EncodedCheckpoint:
+    """A checkpoint with these rows (`newest_of_each`)."""
     for kind in ("add", "remove"):
         rows = rows.set_column(rows.schema.get_field_index(kind), ROWS.field(kind), _without_change(rows[kind]))
     output = BytesIO()
@@ -325,7 +353,7 @@ class LogCleaner:
     def _search(self, expired_before: int) -> None:
         """Find the newest expired checkpoint."""
         parts = Counter[Checkpoint]()
-        for status in itertools.islice(self._listed(self._searched), _SEARCHED):
+        for status in itertools.islice(listed(self._files, self._folder, self._searched), _SEARCHED):
             if not status.name[0].isdigit() or status.modified >= expired_before:
                 return
             self._searched = status.name
@@ -336,7 +364,7 @@ class LogCleaner:
 
     def _deletable(self, expired_before: int, now: int) -> Iterator[str]:
         """The names of deletable files, in order: first the drafts of killed processes."""
-        for status in self._listed(""):
+        for status in listed(self._files, self._folder):
             is_hidden, numbered = status.name.startswith("."), _NUMBERED.match(status.name)
             is_superseded = numbered is not None and int(numbered[1]) < self._superseding
             if not is_hidden and not is_superseded:
@@ -345,10 +373,11 @@ class LogCleaner:
             if is_left_over or (is_superseded and status.modified < expired_before):
                 yield status.name
 
-    def _listed(self, after: str) -> Iterator[FileStatus]:
-        """The log's files after a name, listed lazily."""
-        while page := self._files.list(self._folder, after, _PAGE):
-            yield from page
-            if len(page) < _PAGE:
-                return
-            after = page[-1].name
+
+def listed(files: Files, folder: str, after: str = "") -> Iterator[FileStatus]:
+    """The entries of a folder after a name, listed lazily."""
+    while page := files.list(folder, after, _PAGE):
+        yield from page
+        if len(page) < _PAGE:
+            return
+        after = page[-1].name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 
 import polars as pl
@@ -46,11 +46,15 @@ def span_of(table: Table, column: str = "") -> pl.Expr:
     return pl.col(column or table.file_time).cast(pl.Int64) // table.span_micros
 
 
-def cut(table: Table, rows: pl.DataFrame, is_interrupted: Callable[[int, int], bool]) -> list[pl.DataFrame]:
+def cut(
+    table: Table, rows: pl.DataFrame, is_interrupted: Callable[[int, int], bool], replaced: Iterable[DataFile] = ()
+) -> list[pl.DataFrame]:
     """Split rows into files: each has consecutive whole spans of one partition, until it has ROWS_A_FILE rows.
 
-    is_interrupted(first, end): whether a file that stays may hold a span from `first` to before `end`.
+    is_interrupted(first, end): whether a file that stays may hold a span from `first` to before `end`. replaced: the
+    files that these rows replace; if one of them is larger, as joined files are, the new files may be as large.
     """
+    rows_a_file = max([ROWS_A_FILE, *(file.rows for file in replaced)])
     if rows.is_empty():
         return []
     if table.file_span is None:
@@ -58,7 +62,7 @@ def cut(table: Table, rows: pl.DataFrame, is_interrupted: Callable[[int, int], b
     partition = list(table.partitioned_by)
     first, last = rows.select(span_of(table).min().alias("first"), span_of(table).max().alias("last")).row(0)
     one_partition = not partition or rows.select(partition).n_unique() == 1
-    if rows.height <= ROWS_A_FILE and one_partition and not is_interrupted(first, last + 1):
+    if rows.height <= rows_a_file and one_partition and not is_interrupted(first, last + 1):
         return [rows]
     rows = rows.with_columns(span_of(table).alias("_span")).sort("_span", *partition)
     pieces: list[pl.DataFrame] = []
@@ -66,7 +70,7 @@ def cut(table: Table, rows: pl.DataFrame, is_interrupted: Callable[[int, int], b
     before: list[object] = []
     end = 0
     for span, *of, count in rows.group_by("_span", *partition, maintain_order=True).len().rows():
-        if filled and (filled >= ROWS_A_FILE or of != before or is_interrupted(end, span)):
+        if filled and (filled >= rows_a_file or of != before or is_interrupted(end, span)):
             pieces.append(rows.slice(begin, filled))
             begin, filled = begin + filled, 0
         filled, before, end = filled + count, of, span + 1

@@ -18,8 +18,9 @@ SPANS_A_CELL = 256
 class LiveFiles:
     """The files of one version of a table, indexed by span (lake.tables.Table.span)."""
 
-    def __init__(self, table: Table, files: Iterable[DataFile]) -> None:
-        self._table = table
+    def __init__(self, table: Table, files: Iterable[DataFile], below: int | None = None) -> None:
+        """below: leave out files of so many bytes or more."""
+        self._table, self._below = table, below
         self._files: dict[str, tuple[DataFile, range | None]] = {}
         self._cells: dict[int, dict[str, None]] = defaultdict(dict)
         # A file whose statistics lack the time may hold any span.
@@ -41,6 +42,8 @@ class LiveFiles:
             for file in files:
                 path, spans = file.add["path"], self._spans_of(file)
                 self.remove([path])
+                if self._below is not None and file.size >= self._below:
+                    continue
                 self._files[path] = (file, spans)
                 if spans is None:
                     self._unknown[path] = None

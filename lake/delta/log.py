@@ -36,12 +36,17 @@ from lake.delta.checkpoint import (
     checkpoint_of,
     encoded_checkpoint,
     expired_before,
+    expired_tombstones,
     has_vectors,
+    listed,
     newest_of_each,
     only,
+    paths_of,
     reaching,
     rows_of_checkpoint,
     rows_of_commits,
+    smaller,
+    without_tombstones,
 )
 from lake.delta.files import Files
 from lake.delta.parquet import EncodedFile
@@ -56,6 +61,8 @@ _READERS = 8
 """How many threads read commits: each waits for HDFS most of the time."""
 _COMMITS = 500
 """How many commits are in memory as Python objects at once."""
+MAINTENANCE = "maintenance"
+"""In the metadata of a commit that is no micro-batch's; a copy of the last micro-batch's metadata may be beside it."""
 DELETIONS = 2_000
 """The most files that a checkpoint deletes: a second or two on HDFS. Usually some fifty have expired."""
 
@@ -127,6 +134,14 @@ class State:
     configuration: dict[str, str]
     protocol: dict[str, Any]
     schema_string: str
+
+
+class Cleaned(NamedTuple):
+    """The number of deleted data files and log files, and of files that have expired but are left for the next time."""
+
+    data_files: int
+    log_files: int
+    left: int
 
 
 class _Replay(NamedTuple):
@@ -211,11 +226,12 @@ class TableLog:
         removed: Iterable[DataFile] = (),
         application: tuple[str, int] | None = None,
         data_change: bool = True,
+        definition: dict[str, Any] | None = None,
     ) -> bool:
         """Commit as this version; False if it exists already.
 
         application: the writer's name for Delta, and its epoch. data_change: False if rows only move between files;
-        streams that read the table then skip the commit.
+        streams that read the table then skip the commit. definition: a new one; see `definition`.
         """
         adds = [{"add": {**file.add, "dataChange": data_change}} for file in added]
         removes = [{"remove": file.removed(data_change)} for file in removed]
@@ -227,6 +243,8 @@ class TableLog:
             "userMetadata": json.dumps(metadata, separators=(",", ":")),
         }
         actions: list[Action] = [{"commitInfo": commit_info}, *removes, *adds]
+        if definition:
+            actions.append({"metaData": definition})
         if application:
             name, epoch = application
             actions.append({"txn": {"appId": name, "version": epoch, "lastUpdated": _now()}})
@@ -256,6 +274,14 @@ class TableLog:
         """The data files of a version, or of the newest. Raises as `state`."""
         return list(self.state(version).files.values())
 
+    def small_files(self, order: str, below: int, limit: int) -> tuple[list[DataFile], int]:
+        """Up to `limit` of the newest version's files below a size in bytes, and how many such files there are.
+
+        order: a column with statistics; of more than `limit` files those with the highest values. Raises as `state`.
+        """
+        rows, count = smaller(self._replay().rows, order, below, limit)
+        return [self.file(add) for add in adds(rows)], count
+
     def files_since(self, columns: Sequence[str], since: datetime) -> list[DataFile]:
         """The newest version's files that may have a row in which one of these columns has a time of `since` or later.
 
@@ -266,6 +292,22 @@ class TableLog:
     def property(self, name: str) -> str | None:
         """A property of the table, as of its newest version. Raises as `state`."""
         return _configuration(self._replay().rows).get(name)
+
+    def definition(self, version: int | None = None) -> dict[str, Any]:
+        """The table's `metaData` action: schema, partitions, properties (`configuration`). Raises as `state`."""
+        return only(self._replay(version).rows, "metaData")
+
+    def last_batch(self, version: int) -> dict[str, Any]:
+        """The metadata of the newest commit of a micro-batch up to a version; empty if there is none."""
+        for number in range(version, -1, -1):
+            try:
+                metadata = self.metadata(number)
+            except FileNotFoundError:
+                # The log has been cleaned up to here.
+                return {}
+            if "batch" in metadata:
+                return metadata
+        return {}
 
     def check_writable(self, actions: Iterable[Action]) -> bool:
         """Whether these actions contain the table's protocol. Raises CannotWrite if we do not support it."""
@@ -288,29 +330,70 @@ class TableLog:
     def file(self, add: Action) -> DataFile:
         """The data file of an `add` action."""
         path = unquote(add["path"])
-        is_whole = path.startswith("/") or re.match(r"[a-z][a-z0-9+.-]*:/", path)
-        return DataFile(add, path if is_whole else f"{self.path}/{path}")
+        return DataFile(add, path if _is_whole(path) else f"{self.path}/{path}")
 
-    def checkpoint(self, version: int | None = None, now: int | None = None, deletions: int = DELETIONS) -> None:
+    def checkpoint(
+        self,
+        version: int | None = None,
+        now: int | None = None,
+        deletions: int = DELETIONS,
+        *,
+        delete_data: bool = False,
+    ) -> Cleaned:
         """Write the state of a version, or of the newest, as one file, and delete expired log files.
 
-        now: in milliseconds since 1970. deletions: the most files to delete. Raises as `state`.
+        delete_data: also delete data files that left the table before its horizon (RETENTION_OF_TOMBSTONES).
+        now: in milliseconds since 1970. deletions: the most files to delete, of the log and of data each.
+        Raises as `state`.
         """
         now = _now() if now is None else now
         version, rows = self._replay(version, tombstones=True)
         # A feature that we do not know may add rows or fields, which we would drop.
         self.check_writable([{"protocol": only(rows, "protocol")}])
         configuration = _configuration(rows)
-        last = self._last_checkpoint()
+        last, paths, log_files, left = self._last_checkpoint(), list[str](), 0, 0
         if last is None or last.version < version:
-            encoded = encoded_checkpoint(version, rows, expired_before(configuration, RETENTION_OF_TOMBSTONES, now))
+            paths = expired_tombstones(rows, expired_before(configuration, RETENTION_OF_TOMBSTONES, now))
+            if delete_data:
+                # A tombstone stays in the checkpoint until its file is gone, so a killed process leaves no file behind.
+                left, paths = max(0, len(paths) - deletions), paths[:deletions]
+                self._delete(paths)
+            encoded = encoded_checkpoint(version, without_tombstones(rows, paths))
             # A checkpoint of this version by another writer has the same content.
             self._files.create(f"{self._folder}/{Checkpoint(version, 0).names()[0]}", encoded.content)
             # On a local disk Hadoop keeps a checksum of the file that Spark wrote; it would not match ours.
             self._files.delete(f"{self._folder}/._last_checkpoint.crc")
             self._files.replace(f"{self._folder}/_last_checkpoint", encoded.pointer)
         if configuration.get("delta.enableExpiredLogCleanup", "true").lower() == "true":
-            self._cleaner.clean(expired_before(configuration, RETENTION_OF_THE_LOG, now), now, deletions)
+            log_files = self._cleaner.clean(expired_before(configuration, RETENTION_OF_THE_LOG, now), now, deletions)
+            left += deletions if log_files == deletions else 0
+        return Cleaned(len(paths) if delete_data else 0, log_files, left)
+
+    def orphans(self, before: int) -> Iterator[str]:
+        """URLs of data files that the log does not know, last changed before a time in milliseconds since 1970.
+
+        Those are files that a killed process wrote and nobody committed. The log may know files of any age, so list no
+        younger files than the longest job takes. Raises as `state`.
+        """
+        rows = self._replay(tombstones=True).rows
+        known = {unquote(path) for kind in ("add", "remove") for path in paths_of(rows, kind)}
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            for status in listed(self._files, f"{self.path}/{folder}".rstrip("/")):
+                name = f"{folder}{status.name}"
+                if status.name[0] in "_.":
+                    continue
+                if status.is_folder:
+                    folders.append(f"{name}/")
+                elif name not in known and status.modified < before:
+                    yield f"{self.path}/{name}"
+
+    def _delete(self, paths: Iterable[str]) -> None:
+        """Delete data files of these paths, as the log names them. A file outside of the table's folder stays."""
+        own = [path for path in map(unquote, paths) if not _is_whole(path)]
+        with ThreadPoolExecutor(_READERS) as threads:
+            list(threads.map(self._files.delete, (f"{self.path}/{path}" for path in own)))
 
     def _commit(self, version: int) -> str:
         return f"{self._folder}/{version:020d}.json"
@@ -388,6 +471,11 @@ class TableLog:
             ) from None
 
 
+def _is_whole(path: str) -> bool:
+    """Whether a path in a log is not relative to the table's folder."""
+    return path.startswith("/") or bool(re.match(r"[a-z][a-z0-9+.-]*:/", path))
+
+
 def _configuration(rows: pa.Table) -> dict[str, str]:
     return only(rows, "metaData").get("configuration") or {}
 
@@ -398,6 +486,16 @@ def metadata_of(actions: Sequence[Action]) -> dict[str, Any]:
         text = commit_info.get("userMetadata") or ""
         return dict(json.loads(text)) if text.startswith("{") else {}
     return {}
+
+
+def operation_of(actions: Sequence[Action]) -> str:
+    """A commit's operation, as its writer names it: WRITE, OPTIMIZE, RESTORE, ..."""
+    return next((str(info.get("operation")) for info in _of_kind(actions, "commitInfo")), "unknown")
+
+
+def changes_rows(actions: Sequence[Action]) -> bool:
+    """Whether a commit adds or removes rows; moving them to other files does not."""
+    return any(file.get("dataChange", True) for kind in ("add", "remove") for file in _of_kind(actions, kind))
 
 
 def removed_by(actions: Sequence[Action]) -> set[str]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -41,6 +42,14 @@ _DELTA_TYPES = {
 }
 ROWS_PER_GROUP = 16_384
 """A lookup of a few seconds in a large file then reads one row group."""
+WHOLE_FILE = 4 << 20
+"""A file of up to so many bytes is read whole, a larger one in parts."""
+_SEED = 20_241_125
+"""Of the rows' hashes, which are compared within one process only."""
+
+
+class ContentsDiffer(RuntimeError):
+    """A file that was written to replace others does not have their rows."""
 
 
 def _fields(struct: str) -> list[tuple[str, str]]:
@@ -118,9 +127,13 @@ def encoded(rows: pa.Table, unique: Collection[str] = ()) -> bytes:
     all columns take 1.8 times the CPU, and make a larger file.
     """
     output = BytesIO()
-    names = [field.name for field in rows.schema if pa.types.is_string(field.type) and field.name not in unique]
+    names = _with_dictionary(rows.schema, unique)
     pq.write_table(rows, output, compression="snappy", use_dictionary=names, row_group_size=ROWS_PER_GROUP)
     return output.getvalue()
+
+
+def _with_dictionary(schema: pa.Schema, unique: Collection[str]) -> list[str]:
+    return [field.name for field in schema if pa.types.is_string(field.type) and field.name not in unique]
 
 
 @dataclass(frozen=True)
@@ -139,39 +152,133 @@ def encoded_file(table: Table, rows: pa.Table) -> EncodedFile:
     name = f"{folder}part-{uuid4()}.snappy.parquet"
     unique = table.key if len(table.key) == 1 else ()
     content = encoded(rows.drop_columns(list(table.partitioned_by)), unique)
-    action = {
+    return EncodedFile(name, content, _add_action(name, partition, len(content), statistics(table, rows)))
+
+
+def _add_action(name: str, partition: Mapping[str, str], size: int, stats: str) -> dict[str, Any]:
+    return {
         "path": name,
-        "partitionValues": partition,
-        "size": len(content),
+        "partitionValues": dict(partition),
+        "size": size,
         "modificationTime": time.time_ns() // 1_000_000,
         "dataChange": True,
-        "stats": statistics(table, rows),
+        "stats": stats,
     }
-    return EncodedFile(name, content, action)
 
 
-def stored(files: Files, url: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a table's Parquet file, without partition columns. Raises FileNotFoundError and StoreError."""
-    try:
-        content = files.read(url)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{url} is in its table's log, and is gone: batch/prove.py tells what is missing"
-        ) from None
-    return pq.ParquetFile(BytesIO(content)).read(None if columns is None else list(columns))
+class Contents:
+    """What a file contains, added up over parts of its rows: statistics for Delta's log, and a checksum of the rows.
+
+    Two files with equal contents have the same rows; their order may differ.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.rows = 0
+        # The sum of a hash of each row, modulo 2^64.
+        self.checksum = 0
+        self._lowest: dict[str, Any] = {}
+        self._highest: dict[str, Any] = {}
+        self._nulls = dict.fromkeys(table.statistics, 0)
+
+    def add(self, rows: pa.Table) -> None:
+        """Add rows from `as_stored`."""
+        frame = pl.from_arrow(rows)
+        assert isinstance(frame, pl.DataFrame)
+        self.checksum = (self.checksum + int(frame.hash_rows(seed=_SEED).sum() or 0)) % 2**64
+        self.add_statistics(rows)
+
+    def add_statistics(self, rows: pa.Table) -> None:
+        """As `add`, without the checksum."""
+        self.rows += rows.num_rows
+        for name in self._table.statistics:
+            self._nulls[name] += rows[name].null_count
+            if rows[name].null_count < rows.num_rows:
+                lowest, highest = (end.as_py() for end in pc.min_max(rows[name]).values())
+                self._lowest[name] = min(self._lowest.get(name, lowest), lowest)
+                self._highest[name] = max(self._highest.get(name, highest), highest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contents) and vars(self) == vars(other)
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows with checksum {self.checksum:016x} from {self._lowest} to {self._highest}"
+
+    def statistics(self) -> str:
+        """The file's statistics for Delta's log, as JSON: row count; of table.statistics lowest, highest and nulls.
+
+        Times are truncated to milliseconds, as in Delta: a row may be up to a millisecond above the highest time.
+        """
+        ends = ({name: _json_value(value) for name, value in end.items()} for end in (self._lowest, self._highest))
+        lowest, highest = ends
+        return json.dumps(
+            {"numRecords": self.rows, "minValues": lowest, "maxValues": highest, "nullCount": self._nulls}
+        )
 
 
 def statistics(table: Table, rows: pa.Table) -> str:
-    """A file's statistics for Delta's log, as JSON: the row count; of table.statistics lowest, highest and nulls.
+    """The statistics of a file of these rows; see Contents.statistics."""
+    contents = Contents(table)
+    contents.add_statistics(rows)
+    return contents.statistics()
 
-    Times are truncated to milliseconds, as in Delta: a row may be up to a millisecond above the highest time.
+
+def parts_of(files: Files, table: Table, path: str, size: int, partition: Mapping[str, str]) -> Iterator[pa.Table]:
+    """The rows of a table's data file, as in `as_stored`, in parts of ROWS_PER_GROUP.
+
+    size: in bytes. partition: the partition columns' values. A column that is newer than the file is null.
+    Raises FileNotFoundError and StoreError.
     """
-    lowest, highest, nulls = {}, {}, {}
-    for name in table.statistics:
-        nulls[name] = rows[name].null_count
-        if nulls[name] < rows.num_rows:
-            lowest[name], highest[name] = (_json_value(end.as_py()) for end in pc.min_max(rows[name]).values())
-    return json.dumps({"numRecords": rows.num_rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls})
+    source = BytesIO(files.read(path)) if size <= WHOLE_FILE else files.open(path, size)
+    yield from _parts(table, source, partition)
+
+
+def _parts(table: Table, source: BinaryIO, partition: Mapping[str, str]) -> Iterator[pa.Table]:
+    schema = arrow_schema(table)
+    for batch in pq.ParquetFile(source).iter_batches(ROWS_PER_GROUP, use_threads=False):
+        rows = pa.Table.from_batches([batch])
+        # Spark may have written the partition columns into the file too.
+        for name in set(table.column_names) - (set(rows.column_names) - partition.keys()):
+            value = date.fromisoformat(partition[name]) if name in partition else None
+            column = pa.repeat(pa.scalar(value, schema.field(name).type), rows.num_rows)
+            index = rows.schema.get_field_index(name)
+            rows = rows.append_column(name, column) if index < 0 else rows.set_column(index, name, column)
+        yield as_stored(table, rows)
+
+
+def joined_file(table: Table, parts: Iterable[pa.Table], partition: Mapping[str, str]) -> tuple[EncodedFile, Contents]:
+    """One file of all these rows, from `parts_of`, and its contents. Raises ContentsDiffer if they do not read back."""
+    contents, output = Contents(table), BytesIO()
+    kept = [name for name in table.column_names if name not in partition]
+    schema = pa.schema([field for field in arrow_schema(table) if field.name in kept])
+    unique = table.key if len(table.key) == 1 else ()
+    with pq.ParquetWriter(output, schema, compression="zstd", use_dictionary=_with_dictionary(schema, unique)) as file:
+        for rows in _in_groups(parts):
+            contents.add(rows)
+            file.write_table(rows.select(kept), row_group_size=ROWS_PER_GROUP)
+    written = Contents(table)
+    output.seek(0)
+    for rows in _parts(table, output, partition):
+        written.add(rows)
+    if written != contents:
+        raise ContentsDiffer(f"{table.qualified_name}: a joined file has {written} instead of {contents}")
+    name = "".join(f"{name}={value}/" for name, value in partition.items()) + f"part-{uuid4()}.zstd.parquet"
+    action = _add_action(name, partition, output.getbuffer().nbytes, contents.statistics())
+    return EncodedFile(name, output.getvalue(), action), contents
+
+
+def _in_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The parts, those of few rows concatenated up to ROWS_PER_GROUP."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for part in parts:
+        if waiting and count + part.num_rows > ROWS_PER_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting, count = [], 0
+        waiting.append(part)
+        count += part.num_rows
+    if count:
+        yield pa.concat_tables(waiting)
 
 
 def _json_value(value: Any) -> Any:

@@ -10,7 +10,7 @@ import polars as pl
 from lake.delta.files import Files
 from lake.delta.frames import cut, read_rows, span_of, typed
 from lake.delta.live import LiveFiles
-from lake.delta.log import DataFile, TableLog, added_by, redefines, removed_by
+from lake.delta.log import MAINTENANCE, DataFile, TableLog, added_by, redefines, removed_by
 from lake.delta.parquet import as_stored, encoded_file
 from lake.tables import Table
 
@@ -41,12 +41,12 @@ def rewrite(
     is_written = span_of(table).is_in(sorted(new_spans))
     new = typed(table, rows).filter(is_written)
     other_rows = [read_rows(files, table, file).filter(~is_written) for file in replaced]
-    pieces = cut(table, pl.concat([new, *other_rows]), lambda first, end: bool(live.between(first, end)))
+    pieces = cut(table, pl.concat([new, *other_rows]), lambda first, end: bool(live.between(first, end)), replaced)
     with ThreadPoolExecutor(THREADS) as threads:
         added = list(threads.map(lambda rows: log.add(encoded_file(table, as_stored(table, rows.to_arrow()))), pieces))
     if not added and not replaced:
         return sorted(left)
-    while not log.put(version + 1, {"maintenance": "rewrite"}, added, replaced):
+    while not log.put(version + 1, {MAINTENANCE: "rewrite"}, added, replaced):
         version += 1
         actions = log.actions(version)
         lost = removed_by(actions) & {file.add["path"] for file in replaced}

@@ -133,7 +133,7 @@ class Slices:
         def is_interrupted(first: int, end: int) -> bool:
             return any(file.path not in paths for file in live.between(first, end))
 
-        return Change(replaced, cut(self.table, pl.concat([after, upserts]), is_interrupted), upserts)
+        return Change(replaced, cut(self.table, pl.concat([after, upserts]), is_interrupted, replaced), upserts)
 
     def commit(self, change: Change, batch: Batch, **metadata: Any) -> None:
         """Commit a change. Raises Fenced, Changed."""
@@ -150,6 +150,19 @@ class Slices:
         if self._sink:
             rows_by_span = {self._first_span(file): rows for file, rows in zip(added, change.pieces, strict=True)}
             self._sink.changed(self.table, rows_by_span, firsts - rows_by_span.keys(), change.upserts)
+
+    def reorganize(self, removed: Sequence[DataFile], added: Sequence[DataFile], data_change: bool = False) -> bool:
+        """As LakeWriter.reorganize; the sink gets the new files' rows."""
+        firsts = {self._first_span(file) for file in removed} if self._sink else set()
+        if not self._writer.reorganize(self.table, removed, added, data_change):
+            return False
+        with self._lock:
+            for file in removed:
+                self._rows.pop(file.path, None)
+        if self._sink:
+            rows_by_span = {self._first_span(file): self._read(file) for file in added}
+            self._sink.changed(self.table, rows_by_span, firsts - rows_by_span.keys(), self.empty())
+        return True
 
     def update(
         self,

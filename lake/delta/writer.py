@@ -8,37 +8,57 @@
   is newer. So a driver that was paused and wakes up writes nothing.
 - **Maintenance** (OPTIMIZE, VACUUM, a repair) may commit too. Appends simply follow its commit. A replacement of files
   that it has removed raises Changed, and the caller computes the replacement again.
+- **Upkeep** in the same process moves rows to other files with `reorganize`, between micro-batches.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 
 from lake.delta.files import Files
 from lake.delta.live import LiveFiles
-from lake.delta.log import Action, CannotWrite, DataFile, TableLog, added_by, metadata_of, removed_by
-from lake.delta.parquet import delta_schema, encoded_file
+from lake.delta.log import (
+    MAINTENANCE,
+    Action,
+    CannotWrite,
+    Cleaned,
+    DataFile,
+    TableLog,
+    added_by,
+    changes_rows,
+    metadata_of,
+    operation_of,
+    removed_by,
+)
+from lake.delta.parquet import EncodedFile, delta_schema, encoded_file
 from lake.delta.version import PROPERTY as VERSION_PROPERTY
 from lake.tables import VERSION, Table
 
 logger = logging.getLogger(__name__)
 
+
+def horizon(history: timedelta) -> dict[str, str]:
+    """The properties by which a table's old versions stay readable for so long."""
+    interval = f"interval {history // timedelta(seconds=1)} seconds"
+    return {"delta.logRetentionDuration": interval, "delta.deletedFileRetentionDuration": interval}
+
+
 APPLICATION = "tickhouse.writer"
 # A start reads the commits after the log's last checkpoint, some 3 ms each. Checkpoints are written in the background.
 CHECKPOINT_EVERY = 50
-# The log keeps one day: time travel needs no more, and a day has a hundred thousand files per table.
-PROPERTIES = {
-    "delta.checkpointInterval": "1000000000",
-    "delta.logRetentionDuration": "interval 1 day",
-    "delta.deletedFileRetentionDuration": "interval 1 day",
-}
+# Upkeep knows so many small files per table at once; 20,000 take some 30 MB.
+SMALL_FILES = 20_000
+PROPERTIES = {"delta.checkpointInterval": "1000000000", **horizon(timedelta(days=1))}
 THREADS = 8
 
 
@@ -68,6 +88,9 @@ def table_properties(table: Table) -> dict[str, str]:
     return {**properties, **(PROPERTIES if table.kind == "streamed" else {})}
 
 
+_NOTHING = Cleaned(0, 0, 0)
+
+
 @dataclass
 class _TableState:
     """A writer's view of a table: its log, newest version, last micro-batch and live files."""
@@ -78,8 +101,15 @@ class _TableState:
     batch: int = -1
     # The metadata of the newest commit of a micro-batch.
     metadata: dict[str, Any] = field(default_factory=dict)
-    # None: not read yet.
+    # None: not read yet. Of a table that is only appended to: its small files.
     live: LiveFiles | None = None
+    # The paths of the files that the last micro-batch appended.
+    appended: list[str] = field(default_factory=list)
+    # When the log got its last checkpoint, by a monotonic clock, and the version.
+    checkpointed: tuple[float, int] = (0.0, -1)
+    # What checkpoints have deleted since the start, and what the last one left.
+    cleaned: Cleaned = _NOTHING
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 class LakeWriter:
@@ -91,21 +121,23 @@ class LakeWriter:
         self.epoch = 0
         self._tables = {table.qualified_name: _TableState(table, TableLog(files, table.path(root))) for table in tables}
         self._look()
+        # Whether checkpoints delete data files that have passed the horizon.
+        self.deletes_data = False
         # One task at a time. The queue stays short: a table adds a task per CHECKPOINT_EVERY commits.
-        self._upkeep = ThreadPoolExecutor(1, "upkeep")
+        self._background = ThreadPoolExecutor(1, "background")
 
     def close(self) -> None:
         """Wait for the background tasks."""
-        self._upkeep.shutdown()
+        self._background.shutdown()
 
     def in_background(self, task: Callable[[], None]) -> None:
         """Queue a task to run beside the stream."""
-        self._upkeep.submit(task)
+        self._background.submit(task)
 
     def _look(self) -> None:
         def look(state: _TableState) -> None:
             state.version = state.log.newest()
-            state.metadata = _newest(state.log, state.version)
+            state.metadata = state.log.last_batch(state.version)
             state.batch = state.metadata.get("batch", -1)
             state.live = None
 
@@ -138,11 +170,11 @@ class LakeWriter:
             version += 1
 
     def _claim_of(self, log: TableLog, version: int) -> dict[str, Any]:
-        return {**_newest(log, version - 1), "epoch": self.epoch}
+        return {**log.last_batch(version - 1), "epoch": self.epoch}
 
     def empty(self, table: Table) -> None:
         """Remove all rows, and the record of micro-batches. Raises Fenced."""
-        self._catch_up(table)
+        self.catch_up(table)
         state = self._tables[table.qualified_name]
         self._commit(table, [], state.log.files(state.version), {"batch": -1, "emptied": True})
         state.live = LiveFiles(table, [])
@@ -173,7 +205,12 @@ class LakeWriter:
         if batch <= self.batch(table):
             return []
         added = self.files_at(table, actions)
-        self._commit(table, added, [], {"query": query, "batch": batch, **metadata})
+        state = self._tables[table.qualified_name]
+        with state.lock:
+            self._commit(table, added, [], {"query": query, "batch": batch, **metadata})
+            state.appended = [file.add["path"] for file in added]
+            if state.live is not None:
+                state.live.add(added)
         return added
 
     def files_at(self, table: Table, actions: Iterable[Action]) -> list[DataFile]:
@@ -202,14 +239,92 @@ class LakeWriter:
     def live(self, table: Table) -> LiveFiles:
         """The live files of the newest version that this writer knows. Raises Fenced."""
         state = self._tables[table.qualified_name]
-        if state.live is None:
-            self._catch_up(table)
-            state.live = LiveFiles(table, state.log.files(state.version))
-        return state.live
+        with state.lock:
+            if state.live is None:
+                self.catch_up(table)
+                state.live = LiveFiles(table, state.log.files(state.version))
+            return state.live
 
-    def newest_files(self, table: Table) -> list[DataFile]:
-        """The data files of the table's newest version, read from the log."""
-        return self._tables[table.qualified_name].log.files()
+    def small_files(self, table: Table, below: int) -> tuple[list[DataFile], int]:
+        """Of a table that is only appended to: its files below a size in bytes, but for the last micro-batch's.
+
+        Also returns how many more there are: with more than SMALL_FILES only the newest are returned. Call
+        `forget_files` after joining those. Raises Fenced, StoreError.
+        """
+        state = self._tables[table.qualified_name]
+        with state.lock:
+            more = 0
+            if state.live is None:
+                self.catch_up(table)
+                small, count = state.log.small_files(table.arrival_time, below, SMALL_FILES)
+                state.live, more = LiveFiles(table, small, below), count - len(small)
+            appended = set(state.appended)
+            return [file for file in state.live.all() if file.add["path"] not in appended], more
+
+    def forget_files(self, table: Table) -> None:
+        """Read the table's live files from the log at their next use."""
+        with self._tables[table.qualified_name].lock:
+            self._tables[table.qualified_name].live = None
+
+    def files_since(self, table: Table, columns: Sequence[str], since: datetime) -> list[DataFile]:
+        """The newest version's files that may have a row with a time of `since` or later; see TableLog.files_since."""
+        return self._tables[table.qualified_name].log.files_since(columns, since)
+
+    def reorganize(
+        self, table: Table, removed: Sequence[DataFile], added: Sequence[DataFile], data_change: bool = False
+    ) -> bool:
+        """Replace files by files of the same rows (data_change: by other rows), between micro-batches.
+
+        Returns False, without a change, if a file to remove is no longer live. Raises Fenced.
+        """
+        state = self._tables[table.qualified_name]
+        with state.lock:
+            if state.live is None or not state.live.has(removed):
+                return False
+            try:
+                self._put(state, added, removed, self._of_upkeep(state), data_change)
+            except Changed:
+                return False
+            state.live.replace([file.add["path"] for file in removed], added)
+            return True
+
+    def drop(self, table: Table, is_dropped: Callable[[DataFile], bool]) -> list[DataFile]:
+        """Remove these files with their rows from a table that is only appended to, between micro-batches.
+
+        Returns the removed files: none if maintenance commits at the same time. Raises Fenced, StoreError.
+        """
+        state = self._tables[table.qualified_name]
+        with state.lock:
+            self.catch_up(table)
+            removed = [file for file in state.log.files(state.version) if is_dropped(file)]
+            state.live = LiveFiles(table, removed)
+            try:
+                if removed:
+                    self._put(state, [], removed, self._of_upkeep(state))
+            except Changed:
+                return []
+            finally:
+                state.live = None
+            return removed
+
+    def define(self, table: Table, properties: Mapping[str, str]) -> None:
+        """Give the table these properties, if it has others. Raises Fenced, StoreError."""
+        state = self._tables[table.qualified_name]
+        with state.lock:
+            self.catch_up(table)
+            definition = state.log.definition(state.version)
+            configuration = definition.get("configuration") or {}
+            if not configuration.items() >= properties.items():
+                definition = {**definition, "configuration": {**configuration, **properties}}
+                self._put(state, [], [], self._of_upkeep(state), definition=definition)
+
+    def _of_upkeep(self, state: _TableState) -> dict[str, Any]:
+        # With the last micro-batch's metadata, as in a claim: cleaning the log must not delete it.
+        return {**state.metadata, "epoch": self.epoch, MAINTENANCE: "upkeep"}
+
+    def write_file(self, table: Table, file: EncodedFile) -> DataFile:
+        """Write a data file. It joins the table with its commit."""
+        return self._tables[table.qualified_name].log.add(file)
 
     def added_since(self, table: Table, version: int) -> list[DataFile]:
         """The live data files added after a version, and perhaps others."""
@@ -231,7 +346,8 @@ class LakeWriter:
         added: list[DataFile] = []
         for number in range(state.version, -1, -1):
             actions = state.log.actions(number)
-            of = metadata_of(actions).get("batch")
+            metadata = metadata_of(actions)
+            of = None if MAINTENANCE in metadata else metadata.get("batch")
             if of == batch:
                 added += [state.log.file(action) for action in added_by(actions)]
             elif of is not None and of < batch:
@@ -244,62 +360,81 @@ class LakeWriter:
         with ThreadPoolExecutor(THREADS) as threads:
             yield from threads.map(state.log.metadata, range(version + 1, state.version + 1))
 
-    def _catch_up(self, table: Table) -> None:
+    def catch_up(self, table: Table) -> None:
         """Read the commits of others since the last look. Raises Fenced, CannotWrite."""
         state = self._tables[table.qualified_name]
-        while state.log.has(state.version + 1):
-            actions = state.log.actions(state.version + 1)
-            epoch = metadata_of(actions).get("epoch", 0)
-            if epoch > self.epoch:
-                raise Fenced(f"{state.log.path} has been taken over by a newer writer (epoch {epoch})")
-            state.log.check_writable(actions)
-            if state.live is not None:
-                state.live.replace(removed_by(actions), [state.log.file(action) for action in added_by(actions)])
-            state.version += 1
-
-    def catch_up(self, table: Table) -> None:
-        """Read what maintenance has committed. Raises Fenced."""
-        self._catch_up(table)
+        with state.lock:
+            while state.log.has(state.version + 1):
+                actions = state.log.actions(state.version + 1)
+                metadata = metadata_of(actions)
+                epoch = metadata.get("epoch", 0)
+                if epoch > self.epoch:
+                    raise Fenced(f"{state.log.path} has been taken over by a newer writer (epoch {epoch})")
+                state.log.check_writable(actions)
+                if "epoch" not in metadata and MAINTENANCE not in metadata and changes_rows(actions):
+                    logger.error(
+                        "%s: version %d (%s) is another program's and changed rows. batch/prove.py tells what is wrong "
+                        "now, and --repair mends gold; --rebuild makes silver and gold anew from bronze",
+                        *(state.log.path, state.version + 1, operation_of(actions)),
+                    )
+                if state.live is not None:
+                    state.live.replace(removed_by(actions), [state.log.file(action) for action in added_by(actions)])
+                state.version += 1
 
     def _commit(
         self, table: Table, added: Sequence[DataFile], removed: Sequence[DataFile], metadata: dict[str, Any]
     ) -> None:
-        """Commit a version of the table. Raises Fenced, and Changed if a file to remove is no longer live."""
+        """Commit a micro-batch's version of the table. Raises Fenced, and Changed as `_put`."""
         state = self._tables[table.qualified_name]
         metadata = {"epoch": self.epoch, **metadata}
-        while not state.log.put(state.version + 1, metadata, added, removed, (APPLICATION, self.epoch)):
+        with state.lock:
+            self._put(state, added, removed, metadata)
+            state.batch, state.metadata = metadata["batch"], metadata
+
+    def _put(
+        self,
+        state: _TableState,
+        added: Sequence[DataFile],
+        removed: Sequence[DataFile],
+        metadata: dict[str, Any],
+        data_change: bool = True,
+        definition: dict[str, Any] | None = None,
+    ) -> None:
+        """Commit a version. Raises Fenced, and Changed if a file to remove is no longer live."""
+        options: dict[str, Any] = {"data_change": data_change, "definition": definition}
+        while not state.log.put(state.version + 1, metadata, added, removed, (APPLICATION, self.epoch), **options):
             if state.log.metadata(state.version + 1) == json.loads(json.dumps(metadata)):
                 # It is our own commit: only the store's answer was lost.
                 break
-            self._catch_up(table)
+            self.catch_up(state.table)
             if removed and state.live is not None and not state.live.has(removed):
-                raise Changed(f"{table.qualified_name} was changed at the same time")
+                raise Changed(f"{state.table.qualified_name} was changed at the same time")
         state.version += 1
-        state.batch, state.metadata = metadata["batch"], metadata
         # Spread the tables' checkpoints over micro-batches.
-        turn = list(self._tables).index(table.qualified_name) * (CHECKPOINT_EVERY // len(self._tables))
+        turn = list(self._tables).index(state.table.qualified_name) * (CHECKPOINT_EVERY // len(self._tables))
         if (state.version + turn) % CHECKPOINT_EVERY == 0:
-            self._upkeep.submit(self._checkpoint, state.log)
+            self._background.submit(self._checkpoint, state)
 
-    @staticmethod
-    def _checkpoint(log: TableLog) -> None:
+    def tidy(self, table: Table, seconds: float) -> None:
+        """Write a checkpoint in the background if the last one is so old, and delete what has passed the horizon."""
+        state = self._tables[table.qualified_name]
+        at, version = state.checkpointed
+        if time.monotonic() - at >= seconds and version < state.version:
+            self._background.submit(self._checkpoint, state)
+
+    def cleaned(self, table: Table) -> Cleaned:
+        """What the table's checkpoints have deleted since the start, and what the last one left."""
+        return self._tables[table.qualified_name].cleaned
+
+    def _checkpoint(self, state: _TableState) -> None:
+        state.checkpointed = (time.monotonic(), state.version)
         try:
-            log.checkpoint()
+            cleaned, before = state.log.checkpoint(delete_data=self.deletes_data), state.cleaned
+            state.cleaned = Cleaned(
+                before.data_files + cleaned.data_files, before.log_files + cleaned.log_files, cleaned.left
+            )
         except (OSError, CannotWrite):
-            logger.exception("%s: no checkpoint of the log, until %d commits later", log.path, CHECKPOINT_EVERY)
-
-
-def _newest(log: TableLog, version: int) -> dict[str, Any]:
-    """The metadata of the newest commit of a micro-batch up to a version; empty if there is none."""
-    for number in range(version, -1, -1):
-        try:
-            metadata = log.metadata(number)
-        except FileNotFoundError:
-            # The log has been cleaned up to here.
-            return {}
-        if "batch" in metadata:
-            return metadata
-    return {}
+            logger.exception("%s: no checkpoint of the log, until %d commits later", state.log.path, CHECKPOINT_EVERY)
 
 
 def _last_epoch(log: TableLog, version: int) -> int:

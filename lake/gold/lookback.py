@@ -22,7 +22,7 @@ from lake.delta.files import Files
 from lake.delta.log import DataFile
 from lake.gold.alerts import AlertTick
 from lake.gold.summary import PAIR
-from lake.times import Range, to_micros
+from lake.times import Range, to_micros, to_time
 
 # A file of up to so many bytes is read whole; of a larger one only the row groups that a question needs.
 SMALL_FILE = 512 * 1024
@@ -62,10 +62,16 @@ class Lookback:
     """The ticks that feed gold, by gold time."""
 
     def __init__(
-        self, files: Files, all_files: Callable[[], Iterable[DataFile]], feeds: Callable[[pl.DataFrame], pl.DataFrame]
+        self,
+        files: Files,
+        files_since: Callable[[datetime], Iterable[DataFile]],
+        feeds: Callable[[pl.DataFrame], pl.DataFrame],
     ) -> None:
-        """all_files: silver.ticks' current files. feeds: keeps the rows that feed gold, by source, asset, symbol."""
-        self._files, self._all_files, self._feeds = files, all_files, feeds
+        """files_since: silver.ticks' current files that may have a tick of a time (one of TIMES) or later.
+
+        feeds: keeps the rows that feed gold, by source, asset, symbol.
+        """
+        self._files, self._all_files_since, self._feeds = files, files_since, feeds
         self._file_times: OrderedDict[str, _FileTimes] = OrderedDict()
         # The files of the last micro-batch.
         self._newest: list[DataFile] = []
@@ -86,6 +92,14 @@ class Lookback:
                 forgotten = self._file_times.popitem(last=False)[1]
                 if self._floor is not None:
                     self._floor = max(self._floor, forgotten.last + 1)
+
+    def replace(self, removed: Iterable[DataFile], added: Iterable[DataFile]) -> None:
+        """Replace files by files of the same rows."""
+        with self._lock:
+            for file in removed:
+                self._file_times.pop(file.path, None)
+            for file in added:
+                self._file_times[file.path] = _file_times(file)
 
     def ticks(self, ranges: Sequence[Range], pairs: pl.DataFrame | None = None) -> pl.DataFrame:
         """Ticks whose gold times lie in one of the ranges, in tick order. pairs: source, asset; None: all.
@@ -142,14 +156,13 @@ class Lookback:
     def _files_since(self, begin: int) -> Iterable[_FileTimes]:
         """All files that may have ticks from a gold time on, and perhaps others."""
         if self._floor is None or begin < self._floor:
-            everything = [_file_times(file) for file in self._all_files()]
-            if self._floor is None:
-                newest = sorted(everything, key=lambda item: item.last)[-KEPT_FILES:]
-                self._floor = 0 if len(newest) == len(everything) else newest[0].last + 1
-                added = self._file_times
-                self._file_times = OrderedDict((item.file.path, item) for item in newest)
-                self._file_times.update(added)
-            return list({item.file.path: item for item in (*everything, *self._file_times.values())}.values())
+            files = map(_file_times, self._all_files_since(to_time(begin)))
+            known = {item.file.path: item for item in (*files, *self._file_times.values())}
+            if len(known) > KEPT_FILES:
+                # A rare question: later ones will be about newer ticks.
+                return list(known.values())
+            self._file_times = OrderedDict(sorted(known.items(), key=lambda item: item[1].last))
+            self._floor = begin
         return list(self._file_times.values())
 
     def _read(self, file: DataFile, opened: pq.ParquetFile, touches: Callable[[int, int], bool]) -> None:

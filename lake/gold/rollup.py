@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
+from lake.delta.log import DataFile
 from lake.delta.slices import Batch, Changes, Sink, Slices
 from lake.delta.writer import LakeWriter
 from lake.gold import derive
@@ -45,7 +46,7 @@ class RollUp:
     def __init__(self, lake: LakeWriter, minutes: Slices, sink: Sink | None = None) -> None:
         """minutes: gold.price_1m."""
         self._lake, self._minutes = lake, minutes
-        self._longer = [Slices(lake, table, sink) for table in LONGER]
+        self.slices = [Slices(lake, table, sink) for table in LONGER]
         # Minutes changed since the last write; None: also those that an earlier writer did not write.
         self._changed: pl.DataFrame | None = None
         self._left = True
@@ -76,7 +77,7 @@ class RollUp:
     def write(self, due: Due) -> None:
         """Write the windows; micro-batches may go on. Raises Fenced, StoreError; then call `retry`."""
         rows, changed = due.rows, due.minutes
-        for slices, (table, longer) in zip(self._longer, pairwise([*LONGER, None]), strict=True):
+        for slices, (table, longer) in zip(self.slices, pairwise([*LONGER, None]), strict=True):
             assert table is not None
             new_rows = _windows(table, rows, due.batch.at)
 
@@ -98,8 +99,15 @@ class RollUp:
         metadata = self._lake.metadata(LAST)
         up_to = datetime.fromisoformat(metadata["up_to"]) if "up_to" in metadata else EPOCH
         files = self._lake.added_since(GOLD_PRICE_1M, metadata.get("minutes_version", -1))
-        rows = self._minutes.rows_of(files).filter(pl.col("updated_at") > up_to)
+        newer = [file for file in files if not _is_older(file, up_to)]
+        rows = self._minutes.rows_of(newer).filter(pl.col("updated_at") > up_to)
         return rows.select(*PAIR, pl.col("window_start").cast(pl.Int64).alias("start"))
+
+
+def _is_older(file: DataFile, time: datetime) -> bool:
+    """Whether all rows of the file were updated before a time, by its statistics."""
+    updated = file.highest.get("updated_at")
+    return updated is not None and datetime.fromisoformat(updated) + timedelta(milliseconds=1) < time
 
 
 def _parts(finer: Slices, changed: pl.DataFrame, table: Table) -> pl.DataFrame:

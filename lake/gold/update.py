@@ -24,7 +24,7 @@ from lake.delta.writer import Changed, LakeWriter
 from lake.gold import derive
 from lake.gold.alerts import Alert, Extremes, alert_row, bound, episodes
 from lake.gold.derive import OLDEST_COMPARED, ROLLED, TIME
-from lake.gold.lookback import Lookback
+from lake.gold.lookback import TIMES, Lookback
 from lake.gold.summary import COLUMNS, PAIR, SUMS, merged
 from lake.rules import GoldRules
 from lake.tables import (
@@ -91,7 +91,9 @@ class Gold:
         self._current = Slices(lake, GOLD_CURRENT_PRICE, sink)
         self._alerts = Slices(lake, GOLD_ALERTS, sink)
         self._lookback = Lookback(
-            lake.files, lambda: lake.newest_files(SILVER_TICKS), lambda rows: feeding(rows, rules.symbols)
+            lake.files,
+            lambda since: lake.files_since(SILVER_TICKS, TIMES, since),
+            lambda rows: feeding(rows, rules.symbols),
         )
         # The start of the bucket of each pair's newest tick, for pairs with a tick since the start.
         self._newest = pl.DataFrame(schema={"source": pl.String, "asset": pl.String, "newest": pl.Int64})
@@ -108,6 +110,15 @@ class Gold:
         """Note files that silver.ticks is about to get."""
         self._lookback.add(files)
 
+    def moved(self, removed: Iterable[DataFile], added: Iterable[DataFile]) -> None:
+        """Note that rows of silver.ticks have moved to other files."""
+        self._lookback.replace(removed, added)
+
+    @property
+    def slices(self) -> tuple[Slices, ...]:
+        """The rows of the tables that `write` changes."""
+        return self._five, self.minutes, self._rolling, self._current, self._alerts
+
     def write(self, summaries: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Bring all tables up to date with a micro-batch's ticks: their summaries by source, symbol, asset and start.
 
@@ -121,7 +132,7 @@ class Gold:
         while outdated:
             newest, outdated = self._attempt(delta, changed_minutes, batch, again=True)
         self._newest = pl.concat([self._newest.join(newest, on=PAIR, how="anti"), newest.select(*PAIR, "newest")])
-        for slices in (self._five, self.minutes, self._rolling, self._current, self._alerts):
+        for slices in self.slices:
             slices.forget_unused()
         return changed_minutes
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
@@ -17,7 +18,7 @@ from pyspark.sql import SparkSession
 from conf.settings import Settings
 from lake.delta.files import Files, LocalDisk, files_of
 from lake.delta.log import CannotWrite, DataFile, LogIncomplete, TableLog, added_by, metadata_of, redefines, removed_by
-from lake.delta.parquet import arrow_table, delta_schema, encoded_file, stored
+from lake.delta.parquet import arrow_table, delta_schema, encoded_file
 from lake.tables import Column, Table
 
 COUNTS = Table(
@@ -76,7 +77,9 @@ def as_we_have_it(log: TableLog, version: int | None = None) -> dict[str, int]:
 def numbers(log: TableLog, version: int | None = None) -> list[int]:
     """The column n of the files that the log has."""
     return sorted(
-        number for file in log.files(version) for number in stored(LocalDisk(), file.path, ["n"])["n"].to_pylist()
+        number
+        for file in log.files(version)
+        for number in pq.read_table(file.path.removeprefix("file:"), partitioning=None)["n"].to_pylist()
     )
 
 

@@ -23,8 +23,8 @@ from lake.delta.parquet import (
     delta_schema,
     encoded,
     encoded_file,
+    parts_of,
     statistics,
-    stored,
 )
 from lake.tables import GOLD_CURRENT_PRICE, TABLES, Column, Table
 
@@ -119,10 +119,9 @@ def test_a_file_has_its_partition_in_its_name_and_statistics_cut_to_milliseconds
     }
     url = f"file:{tmp_path}/{file.name}"
     LocalDisk().write(url, file.content)
-    assert stored(LocalDisk(), url).equals(arrow_table(READINGS, ROWS).drop_columns(["day"]))
-    assert stored(LocalDisk(), url, ["value"]).to_pydict() == {"value": [Decimal("1.500000000000"), None]}
-    with pytest.raises(FileNotFoundError, match="batch/prove"):
-        stored(LocalDisk(), f"{url}.none")
+    [rows] = parts_of(LocalDisk(), READINGS, url, len(file.content), file.action["partitionValues"])
+    assert rows.equals(arrow_table(READINGS, ROWS))
+    assert pq.ParquetFile(BytesIO(file.content)).schema_arrow.names == ["meter", "at", "value", "raw", "place"]
 
 
 def test_a_column_of_nulls_has_no_lowest_value() -> None:

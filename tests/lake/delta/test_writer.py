@@ -339,6 +339,6 @@ def test_a_table_is_as_delta_would_have_made_it(spark: SparkSession, root: str, 
         "tickhouse.version": "2",
         "delta.dataSkippingStatsColumns": ",".join(table.statistics),
         "delta.checkpointInterval": "1000000000",
-        "delta.logRetentionDuration": "interval 1 day",
-        "delta.deletedFileRetentionDuration": "interval 1 day",
+        "delta.logRetentionDuration": "interval 86400 seconds",
+        "delta.deletedFileRetentionDuration": "interval 86400 seconds",
     }

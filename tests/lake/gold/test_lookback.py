@@ -51,7 +51,7 @@ def in_row_groups(file: DataFile, rows: int) -> DataFile:
 
 def lookback(files: Iterable[DataFile], symbols: dict[str, str] | None = None) -> Lookback:
     everything = list(files)
-    return Lookback(LocalDisk(), lambda: everything, lambda rows: feeding(rows, symbols or {}))
+    return Lookback(LocalDisk(), lambda _: everything, lambda rows: feeding(rows, symbols or {}))
 
 
 def looked_up(by: Lookback, pairs: Sequence[Pair], ranges: Sequence[Range]) -> list[tuple[str, str, str]]:
