@@ -24,7 +24,7 @@ SHIPPED = PROJECT / ".tickhouse" / "ship"
 # What the jobs of a folder import; what those need in turn is found out. Spark wants pandas for Arrow.
 IMPORTED = {
     "streaming": ("pydantic", "urllib3", "tenacity", "kafka-python", "pyarrow", "pandas", "polars"),
-    "batch": ("pydantic", "urllib3", "tenacity", "pyarrow", "pandas", "polars", "great-expectations"),
+    "batch": ("pydantic", "urllib3", "tenacity", "pyarrow", "pandas", "polars", "great-expectations", "hdfs"),
 }
 SHIPPED_BY_SPARK = {"pyspark", "py4j"}
 

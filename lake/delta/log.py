@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 from uuid import uuid4
 
+import polars as pl
 import pyarrow as pa
 
 from lake.delta.checkpoint import (
@@ -34,6 +36,7 @@ from lake.delta.checkpoint import (
     UnknownFormat,
     adds,
     checkpoint_of,
+    columns_of,
     encoded_checkpoint,
     expired_before,
     expired_tombstones,
@@ -46,6 +49,7 @@ from lake.delta.checkpoint import (
     rows_of_checkpoint,
     rows_of_commits,
     smaller,
+    without_removed,
     without_tombstones,
 )
 from lake.delta.files import Files
@@ -61,6 +65,8 @@ _READERS = 8
 """How many threads read commits: each waits for HDFS most of the time."""
 _COMMITS = 500
 """How many commits are in memory as Python objects at once."""
+_ROWS = 50_000
+"""So many rows of commits are collected before those that are no longer in force are dropped."""
 MAINTENANCE = "maintenance"
 """In the metadata of a commit that is no micro-batch's; a copy of the last micro-batch's metadata may be beside it."""
 DELETIONS = 2_000
@@ -142,6 +148,22 @@ class Cleaned(NamedTuple):
     data_files: int
     log_files: int
     left: int
+
+
+class BatchFiles(NamedTuple):
+    """The first version that a micro-batch committed (behind the newest if its commits are gone), and the files that
+    it added."""
+
+    first: int
+    files: list[DataFile]
+
+
+class Columns(NamedTuple):
+    """A version, its files (see lake.delta.checkpoint.columns_of), and the table's properties."""
+
+    version: int
+    files: pl.DataFrame
+    configuration: dict[str, str]
 
 
 class _Replay(NamedTuple):
@@ -309,6 +331,40 @@ class TableLog:
                 return metadata
         return {}
 
+    def batch_files(self, version: int, batch: int | None = None) -> BatchFiles:
+        """What a recent micro-batch committed up to a version. Raises LogIncomplete if the log no longer says.
+
+        batch: None is the last one; of that the result has what is left in the log.
+        """
+        is_last = batch is None
+        first, added = version + 1, list[DataFile]()
+        for number in range(version, -1, -1):
+            try:
+                actions = self.actions(number)
+            except LogIncomplete:
+                if is_last:
+                    break
+                raise
+            metadata = metadata_of(actions)
+            of = metadata.get("batch")
+            if of is None or MAINTENANCE in metadata:
+                continue
+            batch = of if batch is None else batch
+            if of < batch:
+                break
+            if of == batch:
+                first = number
+                added += [self.file(action) for action in added_by(actions)]
+        return BatchFiles(first, added)
+
+    def columns(self, partitions: Sequence[str], times: Collection[str]) -> Columns:
+        """The newest version's files as columns, which take a tenth of the memory of `files`. Raises as `state`.
+
+        partitions: the partition columns. times: columns with statistics.
+        """
+        version, rows = self._replay()
+        return Columns(version, columns_of(rows, partitions, times), _configuration(rows))
+
     def check_writable(self, actions: Iterable[Action]) -> bool:
         """Whether these actions contain the table's protocol. Raises CannotWrite if we do not support it."""
         for protocol in _of_kind(actions, "protocol"):
@@ -339,10 +395,12 @@ class TableLog:
         deletions: int = DELETIONS,
         *,
         delete_data: bool = False,
+        keep: int | None = None,
     ) -> Cleaned:
         """Write the state of a version, or of the newest, as one file, and delete expired log files.
 
         delete_data: also delete data files that left the table before its horizon (RETENTION_OF_TOMBSTONES).
+        keep: the log files from this version on stay.
         now: in milliseconds since 1970. deletions: the most files to delete, of the log and of data each.
         Raises as `state`.
         """
@@ -365,9 +423,50 @@ class TableLog:
             self._files.delete(f"{self._folder}/._last_checkpoint.crc")
             self._files.replace(f"{self._folder}/_last_checkpoint", encoded.pointer)
         if configuration.get("delta.enableExpiredLogCleanup", "true").lower() == "true":
-            log_files = self._cleaner.clean(expired_before(configuration, RETENTION_OF_THE_LOG, now), now, deletions)
+            before = expired_before(configuration, RETENTION_OF_THE_LOG, now)
+            log_files = self._cleaner.clean(before, now, deletions, keep)
             left += deletions if log_files == deletions else 0
         return Cleaned(len(paths) if delete_data else 0, log_files, left)
+
+    def clean(self, keep: int | None = None, now: int | None = None) -> Cleaned:
+        """As `checkpoint`, which deletes data too, for a log that has been neglected: everything expired goes at once.
+
+        The first checkpoint is of the last version that has expired, so that all log files before it may go.
+        """
+        now = _now() if now is None else now
+        configuration = self.definition().get("configuration") or {}
+        before = expired_before(configuration, RETENTION_OF_THE_LOG, now)
+        expired, last, superseding = self._expired(before), self._last_checkpoint(), -1
+        if expired > (-1 if last is None else last.version):
+            self.checkpoint(expired, now, keep=keep)
+            superseding = expired
+        data_files, log_files, _ = self.checkpoint(None, now, sys.maxsize, delete_data=True, keep=keep)
+        if configuration.get("delta.enableExpiredLogCleanup", "true").lower() == "true":
+            while count := self._cleaner.clean(before, now, DELETIONS, keep, superseding):
+                log_files += count
+        return Cleaned(data_files, log_files, 0)
+
+    def expired(self, keep: int | None = None, now: int | None = None) -> Cleaned:
+        """About what `clean` would delete: of log files the commits only. `left`: all commits in the log."""
+        now = _now() if now is None else now
+        rows = self._replay(tombstones=True).rows
+        configuration = _configuration(rows)
+        data_files = len(expired_tombstones(rows, expired_before(configuration, RETENTION_OF_TOMBSTONES, now)))
+        last = self._expired(expired_before(configuration, RETENTION_OF_THE_LOG, now))
+        end = last if keep is None else min(last, keep)
+        matches = (_COMMIT.fullmatch(status.name) for status in listed(self._files, self._folder))
+        commits = Counter(int(match[1]) < end for match in matches if match)
+        return Cleaned(data_files, commits[True], commits.total())
+
+    def _expired(self, before: int) -> int:
+        """The last version whose commit, and each one before it, was written before a time; -1 if there is none."""
+        version = -1
+        for status in listed(self._files, self._folder):
+            if match := _COMMIT.fullmatch(status.name):
+                if status.modified >= before:
+                    break
+                version = int(match[1])
+        return version
 
     def orphans(self, before: int) -> Iterator[str]:
         """URLs of data files that the log does not know, last changed before a time in milliseconds since 1970.
@@ -447,9 +546,16 @@ class TableLog:
         rows = ROWS.empty_table() if start is None else self._rows_of(start, tombstones)
         with ThreadPoolExecutor(_READERS) as threads:
             try:
+                reduced_rows = rows.num_rows
                 for first in range(0, len(commits), _COMMITS):
                     added = rows_of_commits(threads.map(self.actions, commits[first : first + _COMMITS]))
-                    rows = newest_of_each(pa.concat_tables([rows, added]))
+                    rows = pa.concat_tables([rows, added])
+                    # Only once the rows have doubled: a log of 100,000 commits takes a time linear in its length.
+                    is_last = first + _COMMITS >= len(commits)
+                    if is_last or rows.num_rows > 2 * reduced_rows + _ROWS:
+                        rows = newest_of_each(rows)
+                        rows = rows if tombstones else without_removed(rows)
+                        reduced_rows = rows.num_rows
             except BaseException:
                 threads.shutdown(cancel_futures=True)
                 raise

@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lake.delta.drop import dropped, is_older
 from lake.delta.files import Files
 from lake.delta.live import LiveFiles
 from lake.delta.log import (
@@ -109,6 +110,8 @@ class _TableState:
     checkpointed: tuple[float, int] = (0.0, -1)
     # What checkpoints have deleted since the start, and what the last one left.
     cleaned: Cleaned = _NOTHING
+    # The log files from this version on are needed by a start; None: no older ones than usual.
+    needed_since: int | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -271,36 +274,44 @@ class LakeWriter:
         return self._tables[table.qualified_name].log.files_since(columns, since)
 
     def reorganize(
-        self, table: Table, removed: Sequence[DataFile], added: Sequence[DataFile], data_change: bool = False
+        self,
+        table: Table,
+        removed: Sequence[DataFile],
+        added: Sequence[DataFile],
+        dropped_before: datetime | None = None,
     ) -> bool:
-        """Replace files by files of the same rows (data_change: by other rows), between micro-batches.
+        """Replace files by files of the same rows, between micro-batches.
 
-        Returns False, without a change, if a file to remove is no longer live. Raises Fenced.
+        dropped_before: the removed rows go, since they are from before this time. Returns False, without a change, if a
+        file to remove is no longer live. Raises Fenced.
         """
         state = self._tables[table.qualified_name]
         with state.lock:
             if state.live is None or not state.live.has(removed):
                 return False
             try:
-                self._put(state, added, removed, self._of_upkeep(state), data_change)
+                definition = self._after_drop(state, dropped_before) if dropped_before else None
+                is_drop = dropped_before is not None
+                self._put(state, added, removed, self._of_upkeep(state), data_change=is_drop, definition=definition)
             except Changed:
                 return False
             state.live.replace([file.add["path"] for file in removed], added)
             return True
 
-    def drop(self, table: Table, is_dropped: Callable[[DataFile], bool]) -> list[DataFile]:
-        """Remove these files with their rows from a table that is only appended to, between micro-batches.
+    def drop(self, table: Table, before: datetime) -> list[DataFile]:
+        """Remove files with only rows from before a time from an append-only table, between micro-batches.
 
         Returns the removed files: none if maintenance commits at the same time. Raises Fenced, StoreError.
         """
         state = self._tables[table.qualified_name]
         with state.lock:
             self.catch_up(table)
-            removed = [file for file in state.log.files(state.version) if is_dropped(file)]
+            removed = [file for file in state.log.files(state.version) if is_older(file, table, before)]
             state.live = LiveFiles(table, removed)
             try:
                 if removed:
-                    self._put(state, [], removed, self._of_upkeep(state))
+                    definition = self._after_drop(state, before)
+                    self._put(state, [], removed, self._of_upkeep(state), definition=definition)
             except Changed:
                 return []
             finally:
@@ -317,6 +328,12 @@ class LakeWriter:
             if not configuration.items() >= properties.items():
                 definition = {**definition, "configuration": {**configuration, **properties}}
                 self._put(state, [], [], self._of_upkeep(state), definition=definition)
+
+    def _after_drop(self, state: _TableState, before: datetime) -> dict[str, Any]:
+        """The table's definition, which records that rows from before a time are dropped."""
+        definition = state.log.definition(state.version)
+        configuration = definition.get("configuration") or {}
+        return {**definition, "configuration": {**configuration, **dropped(configuration, before)}}
 
     def _of_upkeep(self, state: _TableState) -> dict[str, Any]:
         # With the last micro-batch's metadata, as in a claim: cleaning the log must not delete it.
@@ -343,16 +360,7 @@ class LakeWriter:
     def files_of(self, table: Table, batch: int) -> list[DataFile]:
         """The data files that a recent micro-batch added to the table."""
         state = self._tables[table.qualified_name]
-        added: list[DataFile] = []
-        for number in range(state.version, -1, -1):
-            actions = state.log.actions(number)
-            metadata = metadata_of(actions)
-            of = None if MAINTENANCE in metadata else metadata.get("batch")
-            if of == batch:
-                added += [state.log.file(action) for action in added_by(actions)]
-            elif of is not None and of < batch:
-                break
-        return added
+        return state.log.batch_files(state.version, batch).files
 
     def metadata_since(self, table: Table, version: int) -> Iterator[dict[str, Any]]:
         """The metadata of the commits after a version, oldest first. Raises FileNotFoundError if one is missing."""
@@ -422,6 +430,10 @@ class LakeWriter:
         if time.monotonic() - at >= seconds and version < state.version:
             self._background.submit(self._checkpoint, state)
 
+    def keep_log(self, table: Table, since: int) -> None:
+        """Keep the log files from a version on, however old they become."""
+        self._tables[table.qualified_name].needed_since = since
+
     def cleaned(self, table: Table) -> Cleaned:
         """What the table's checkpoints have deleted since the start, and what the last one left."""
         return self._tables[table.qualified_name].cleaned
@@ -429,7 +441,8 @@ class LakeWriter:
     def _checkpoint(self, state: _TableState) -> None:
         state.checkpointed = (time.monotonic(), state.version)
         try:
-            cleaned, before = state.log.checkpoint(delete_data=self.deletes_data), state.cleaned
+            cleaned = state.log.checkpoint(delete_data=self.deletes_data, keep=state.needed_since)
+            before = state.cleaned
             state.cleaned = Cleaned(
                 before.data_files + cleaned.data_files, before.log_files + cleaned.log_files, cleaned.left
             )

@@ -16,6 +16,7 @@ from deltalake import DeltaTable
 
 from conf.settings import Settings
 from lake.delta import compact, frames
+from lake.delta.drop import UnknownTable
 from lake.delta.files import LocalDisk
 from lake.delta.log import TableLog
 from lake.delta.parquet import ContentsDiffer
@@ -36,7 +37,7 @@ from lake.tables import (
 )
 from streaming import upkeep as upkeep_module
 from streaming.lakehouse import Lakehouse
-from streaming.upkeep import UnknownTable, Upkeep
+from streaming.upkeep import Upkeep
 from tests.lake.gold.test_update import delivered
 from tests.lakes import wrong_gaps, wrong_rows
 from tests.micro_batches import START, in_kafka, lake_in, opened, pieces, write, write_one
