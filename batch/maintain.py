@@ -231,6 +231,11 @@ class Maintenance:
         results = run([Joining(self._files, self.table, self._root, group) for group in groups])
         work.problems += [result.problem for result in results if result.problem]
         done = [(group, result.file) for group, result in zip(groups, results, strict=True) if result.file]
+        # A VACUUM without a retention takes the new files for orphans.
+        deleted = [file.path for _, file in done if not self._files.exists(file.path)]
+        if deleted:
+            work.problems.append(f"{len(deleted)} joined files: somebody has deleted them before their commit")
+            done = [item for item in done if item[1].path not in deleted]
         while done:
             removed = [file for group, _ in done for file in group.files]
             conflict = beside.commit([file for _, file in done], removed, data_change=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -307,3 +308,21 @@ def test_a_join_that_would_lose_a_row_fails_before_its_commit(tmp_path: Path, mo
     wrong = [type(file)({**file.add, "stats": '{"numRecords": 1}'}, file.path) for file in group]
     with pytest.raises(ContentsDiffer, match="rows, not"):
         compact.join(LocalDisk(), SILVER_TICKS, wrong)
+
+
+def test_a_trickle_of_ticks_keeps_the_commits_that_a_start_needs(tmp_path: Path) -> None:
+    """Each micro-batch comes hours after the last: the log is cleaned, but not of the state since its last snapshot."""
+    records = in_kafka(delivered(random.Random(9)))
+    settings = lake_in(tmp_path, history_minutes=1)
+    parts = pieces(records, random.Random(9), 8)
+    house = opened(settings)
+    log = TableLog(LocalDisk(), SILVER_TICKS.path(settings.lake_root))
+    for batch, part in enumerate(parts[:6]):
+        write_one(house, part, batch)
+        house.writer.tidy(SILVER_TICKS, 0.0)
+        house.writer._background.submit(lambda: None).result()
+        for path in Path(log.path.removeprefix("file:")).rglob("*"):
+            os.utime(path, (time.time() - 7_200 * (6 - batch),) * 2)
+    # kill -9: the driver does not say goodbye.
+    write(None, settings, parts[6:], first=6)
+    assert wrong_rows(settings.lake_root, lake_of(records)) == {}
