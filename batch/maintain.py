@@ -33,6 +33,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from batch.file_report import draw, render, surveyed
@@ -128,7 +129,7 @@ def joined(task: Joining) -> Joined:
         return Joined(TableLog(task.store, table.path(task.root)).add(encoded))
     except FileNotFoundError as error:
         return Joined(None, f"{len(task.group.files)} files, since others have replaced and deleted them: {error}")
-    except (OSError, ContentsDiffer) as error:
+    except (OSError, ContentsDiffer, pa.ArrowException, ValueError) as error:
         return Joined(None, f"{len(task.group.files)} files: {error}")
 
 
@@ -200,8 +201,13 @@ class Maintenance:
     # --- steps
 
     def _clean(self, work: Work) -> None:
-        _, keep = self._protected(Inventory(self._log, self.table))
+        inventory = Inventory(self._log, self.table)
+        _, keep = self._protected(inventory)
         cleaned = self._log.clean(keep, self._now_millis)
+        if not cleaned.data_files and self._log.expired(keep, self._now_millis).data_files:
+            # The newest version has a checkpoint already; files are deleted with that of a later version.
+            Beside(self._log, inventory.version, "maintain").commit()
+            cleaned = self._log.clean(keep, self._now_millis)
         work.data_files, work.log_files = cleaned.data_files, cleaned.log_files
 
     def _drop(self, work: Work) -> None:

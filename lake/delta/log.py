@@ -437,7 +437,7 @@ class TableLog:
         configuration = self.definition().get("configuration") or {}
         before = expired_before(configuration, RETENTION_OF_THE_LOG, now)
         expired, last, superseding = self._expired(before), self._last_checkpoint(), -1
-        if expired > (-1 if last is None else last.version):
+        if (-1 if last is None else last.version) < expired < self.newest():
             self.checkpoint(expired, now, keep=keep)
             superseding = expired
         data_files, log_files, _ = self.checkpoint(None, now, sys.maxsize, delete_data=True, keep=keep)

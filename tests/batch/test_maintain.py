@@ -255,8 +255,8 @@ def test_an_outsiders_work_at_the_same_time_wins(tmp_path: Path, what: str) -> N
                 table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False, full=True)
         return results
 
-    work = maintain(settings, run=interrupted, tables=(BRONZE_TICKS, SILVER_TICKS, GOLD_PRICE_5S))
-    assert done == {BRONZE_TICKS, SILVER_TICKS, GOLD_PRICE_5S}
+    work = maintain(settings, run=interrupted, tables=(BRONZE_TICKS, SILVER_TICKS))
+    assert done == {BRONZE_TICKS, SILVER_TICKS}
     said = "others have replaced" if what == "optimize" else "somebody has deleted"
     assert said in " ".join(problems(work))
     assert wrong_rows(settings.lake_root, lake_of(records)) == {}
@@ -326,8 +326,6 @@ def test_replaced_files_are_deleted_after_the_history_and_not_before(tmp_path: P
     stored = stored_files(settings, GOLD_ROLLING_PRICE)
     assert maintain(settings, ahead=timedelta(minutes=55))["gold.rolling_price"].data_files == 0
     assert stored <= stored_files(settings, GOLD_ROLLING_PRICE)
-    # The next checkpoint is of a later version.
-    opened(settings).writer.close()
     assert maintain(settings, ahead=timedelta(minutes=65))["gold.rolling_price"].data_files > 5
     live = live_files(settings, GOLD_ROLLING_PRICE)
     assert live <= stored_files(settings, GOLD_ROLLING_PRICE)
