@@ -1,4 +1,4 @@
-"""The load of benchmarks/instruments.py: sends ticks of N instruments, invalid records and repeats to Kafka.
+"""The load of benchmarks/run.py: sends ticks of N instruments, invalid records and repeats to Kafka.
 
 The records are ingestion's: ingestion/ticks.py encodes them, and ingestion/publisher.py chooses their partition.
 """
