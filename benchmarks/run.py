@@ -31,7 +31,8 @@ class JobFailed(RuntimeError):
 class Run:
     """One checkout's job on topics and a lake of its own. Every wait raises JobFailed and LoadFailed.
 
-    rate: ticks a second; seconds: length of the load; folder: of the job's logs; environment: the job's, beyond ours.
+    rate: ticks a second; seconds: length of the load; folder: of the job's logs; environment: the job's, beyond ours;
+    after: the market of an earlier run on the same topics.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class Run:
         rate: float,
         seconds: float,
         environment: Mapping[str, str] | None = None,
+        after: Market | None = None,
     ) -> None:
         self._name, self._settings, self._project, self._conf = name, settings, project, conf
         self._folder, self._seconds, self._environment = folder, seconds, environment or {}
-        self.market = Market(shape, rate, producer=uuid.uuid4().hex[:16])
+        self.market = Market(shape, rate, producer=uuid.uuid4().hex[:16], after=after)
         self.load = Load(settings, self.market, rate, seconds)
         self.jobs: list[Job] = []
         # CPU seconds of the killed jobs; usage of the last job when last measured.
@@ -56,10 +58,13 @@ class Run:
         self._usage = Usage(0.0, 0.0, 0.0)
         self._progress_at = 0.0
 
-    def prepare(self) -> None:
-        """Create the topics, and start the job; the load begins with `load.begin`."""
+    def create_topics(self) -> None:
         self.load.start()
         self.wait(self.load.topics_exist.is_set, "Kafka creates the topics", KAFKA_LIMIT)
+
+    def prepare(self) -> None:
+        """Create the topics, and start the job; the load begins with `load.begin`."""
+        self.create_topics()
         self.start_job()
         self.wait(self._query_runs, "the query runs", START_LIMIT)
         if self.jobs[-1].lacks_class_archive():
