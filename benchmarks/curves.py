@@ -31,7 +31,7 @@ CHARTS: Mapping[str, Mapping[str, Callable[[Minute], float | None]]] = {
 
 def draw(rows: Sequence[Minute], title: str, path: Path) -> None:
     """Write the charts to a PNG file, in folders that this makes."""
-    figure = Figure(figsize=(9, 1.9 * len(CHARTS)), layout="constrained")
+    figure = Figure(figsize=(11, 1.9 * len(CHARTS)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     axes = figure.subplots(len(CHARTS), 1, sharex=True)
@@ -40,9 +40,10 @@ def draw(rows: Sequence[Minute], title: str, path: Path) -> None:
             points = [(row.minute, measured) for row in rows if (measured := value(row)) is not None]
             chart.plot([minute for minute, _ in points], [y for _, y in points], marker=".", label=label)
         chart.set_ylabel(name)
-        chart.set_ylim(bottom=0)
+        chart.set_ylim(0, 1.1 * max(chart.dataLim.y1, 1e-3))
         chart.grid(alpha=0.3)
-        chart.legend(loc="upper left", fontsize="small")
+        chart.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes[-1].set_xlabel("minute")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -181,6 +181,11 @@ def _as_fresh(rows: Sequence[Minute], others: Sequence[Minute], series: Series) 
     return Verdict(series.what, times <= DELAY_BOUND, why)
 
 
+def cpu_seconds_a_million(rows: Sequence[Minute], rate: float) -> float:
+    """The job's CPU seconds per million ticks, in the second half. rate: ticks a second."""
+    return fmean(row.cpu_cores for row in rows[len(rows) // 2 :]) / rate * 1e6
+
+
 @dataclass(frozen=True)
 class Day:
     """What a day at this load leaves, if old versions stay readable for horizon_minutes; see `day`."""
@@ -197,7 +202,8 @@ class Day:
     def __str__(self) -> str:
         heap = "-" if self.heap_mb is None else f"{self.heap_mb:,.0f} MB"
         return (
-            f"A day at this load, old versions readable for {self.horizon_minutes:g} minutes: {self.files:,} files "
+            f"A day at this load, if upkeep follows, old versions readable for {self.horizon_minutes:g} minutes: "
+            f"{self.files:,} files "
             f"({self.data_files:,} of data, {self.log_files:,} of logs, {self.other_files:,} others), "
             f"{self.log_bytes / 1e6:,.1f} MB of log, NameNode's heap {heap}.\n"
             "  data files  = data files written a minute x horizon + live files at the end + their growth a minute x "

@@ -21,7 +21,8 @@ the middle of the run (of the tenth of the run until then; heap: the least, othe
 than 0.5 s; the tables have each tick once; the proof holds. --against compares p50 and p99 with another run's, of which
 FILE has the output: at most 1.1 times.
 
-Then what a day at this load leaves at the default horizon, with the formulas, and one line of JSON.
+Then what a day at this load leaves at the default horizon, with the formulas, the CPU seconds per million ticks, and
+one line of JSON.
 
 Exit codes: 0 all verdicts hold, 1 one does not or the job died, 2 a wrong setting or argument, 3 to 6 a service did not
 start (services/errors.py), 7 Kafka did not take the load.
@@ -305,6 +306,8 @@ def _figures(
         day = growth.day(rows, own.history_minutes, default_horizon(own))
         show(f"\n{day}")
         figures["day"] = asdict(day)
+        figures["cpu_seconds_a_million"] = round(growth.cpu_seconds_a_million(rows, own.rate), 1)
+        show(f"\nThe job's processor time: {figures['cpu_seconds_a_million']:,} s per million ticks.")
         title = f"{own.rate:,g} ticks/s, {own.instruments} instruments, {'' if own.upkeep else 'no '}upkeep"
         curves.draw(rows, title, own.png)
         show(f"\nCurves: {own.png}\n")

@@ -148,6 +148,11 @@ def test_a_day_is_rate_times_horizon_and_what_stays() -> None:
     assert day.files_if_growth_goes_on == 4_120 + 2 * (1_440 - 60)
 
 
+def test_processor_time_is_per_million_ticks_of_the_second_half() -> None:
+    rows = minutes(10, cpu_cores=lambda minute: 2.0 if minute <= 5 else 0.5)
+    assert growth.cpu_seconds_a_million(rows, rate=1_000) == pytest.approx(500)
+
+
 def test_the_table_has_a_title_for_each_figure() -> None:
     assert len(growth.header()) == len(growth.line(FLAT))
     titles_and_figures = dict(zip(growth.COLUMNS, growth.line(FLAT).split(), strict=True))
