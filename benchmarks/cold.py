@@ -22,7 +22,7 @@ from conf.settings import PROJECT
 from lake.reader import NoSuchTable, query
 
 # A lake that nothing keeps up may be slow, but not for ever.
-ANSWER_LIMIT = 600.0
+ANSWER_LIMIT = 120.0
 
 
 class NoAnswer(RuntimeError):

