@@ -183,7 +183,8 @@ def measure(settings: Settings, own: argparse.Namespace, conf: Path) -> list[dic
         for commits in ages:
             began = time.monotonic()
             if commits is None:
-                lakes.neglect(files, settings.lake_root, own.data_files, own.log_files)
+                made, puts = lakes.neglect(files, settings.lake_root, own.data_files, own.log_files)
+                say(f"{made:,} data files and {puts:,} commits more (a data file has a row at least)")
             else:
                 lakes.age(files, settings.lake_root, commits, min(own.kept, commits // 2))
             what = "neglected" if commits is None else f"{commits:,} commits"

@@ -106,24 +106,29 @@ def _precede(files: Files, log: TableLog, first: int, count: int) -> None:
         list(threads.map(lambda version: files.write(f"{log.path}/_delta_log/{version:020d}.json", content), versions))
 
 
-def neglect(files: Files, root: str, data_files: int, commits: int) -> None:
+def neglect(files: Files, root: str, data_files: int, commits: int) -> tuple[int, int]:
     """Give a lake many small data files and many commits, spread over its tables, without a change of its rows.
 
-    Tables that only grow get their rows split into small files. The others get files that were replaced by the next.
+    Tables that only grow get their rows split into small files, of one row at least. The others get files that were
+    replaced by the next, one a commit. Returns the number of data files and of commits that were made.
     """
     tables = [table for table in STREAMED if TableLog(files, table.path(root)).files()]
-    each, commits_each = max(1, data_files // len(tables)), max(1, commits // len(tables))
+    growing = [table for table in tables if table.properties.get("delta.appendOnly") == "true"]
+    commits_each = max(1, commits // len(tables))
+    pieces = max(1, (data_files - commits_each * (len(tables) - len(growing))) // len(growing))
+    made = []
     for table in tables:
         log = TableLog(files, table.path(root))
-        if table.properties.get("delta.appendOnly") == "true":
-            _split(files, table, log, each, commits_each)
+        if table in growing:
+            made.append(_split(files, table, log, pieces, commits_each))
         else:
-            _replace_often(files, log, commits_each)
+            made.append((_replace_often(files, log, commits_each), commits_each))
     _move_snapshot(files, root)
+    return sum(count for count, _ in made), sum(count for _, count in made)
 
 
-def _split(files: Files, table: Table, log: TableLog, count: int, commits: int) -> None:
-    """Replace the table's files by at least `count` smaller ones, in so many commits."""
+def _split(files: Files, table: Table, log: TableLog, count: int, commits: int) -> tuple[int, int]:
+    """Replace the table's files by some `count` smaller ones, in so many commits. Returns the numbers of both."""
     version, old = log.newest(), log.files()
     rows = pl.concat([read_rows(files, table, file) for file in old])
     pieces = [
@@ -140,10 +145,11 @@ def _split(files: Files, table: Table, log: TableLog, count: int, commits: int) 
         added = list(threads.map(add, pieces))
     groups = [added[number::commits] for number in range(min(commits, len(added)))]
     _put(log, version, [(group, old if number == 0 else []) for number, group in enumerate(groups)])
+    return len(added), len(groups)
 
 
-def _replace_often(files: Files, log: TableLog, commits: int) -> None:
-    """Replace one of the table's files by a copy of itself, and that by another, in so many commits."""
+def _replace_often(files: Files, log: TableLog, commits: int) -> int:
+    """Replace one of the table's files by a copy of itself, and that by another, in so many commits: as many files."""
     version, (file, *_) = log.newest(), log.files()
     content, chain = files.read(file.path), [file]
     folder, _, _ = file.add["path"].rpartition("/")
@@ -153,6 +159,7 @@ def _replace_often(files: Files, log: TableLog, commits: int) -> None:
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda copy: files.write(copy.path, content), chain[1:]))
     _put(log, version, [([new], [old]) for old, new in pairwise(chain)])
+    return commits
 
 
 def _put(log: TableLog, version: int, changes: Sequence[tuple[Sequence[DataFile], Sequence[DataFile]]]) -> None:
