@@ -57,7 +57,7 @@ class GoldFollower:
         versions = [int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))]
         self._read[log.path] = max([last, *versions])
         with ThreadPoolExecutor(THREADS) as threads:
-            for actions in threads.map(lambda version: _actions(log, version), versions):
+            for actions in threads.map(lambda version: existing_actions(log, version), versions):
                 if any(add["dataChange"] for add in added_by(actions)) and "batch" in metadata_of(actions):
                     yield actions
 
@@ -72,7 +72,7 @@ def receipts(file: DataFile) -> list[float]:
     return [first + step * number for number in range(file.rows)]
 
 
-def _actions(log: TableLog, version: int) -> list[Action]:
+def existing_actions(log: TableLog, version: int) -> list[Action]:
     """A commit's actions; none if it is cleaned up already."""
     with suppress(LogIncomplete):
         return log.actions(version)

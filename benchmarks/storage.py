@@ -17,6 +17,7 @@ import hdfs
 
 import services
 from benchmarks.figures import WEBHDFS_LIMIT
+from benchmarks.follow import existing_actions
 from conf.settings import Settings
 from lake.delta.files import Files, files_of
 from lake.delta.log import TableLog, added_by
@@ -94,7 +95,8 @@ def _table_files(client: hdfs.Client, files: Files, url: str) -> TableFiles | No
     first = max(0, version - COMMITS)
     names = files.list(folder, f"{first:020d}.json", 2 * COMMITS)
     sizes = [status.size for status in names if status.name.endswith(".json")]
-    added = [len(added_by(log.actions(number))) for number in range(first + 1, version + 1)]
+    commits = [existing_actions(log, number) for number in range(first + 1, version + 1)]
+    added = [len(added_by(actions)) for actions in commits if actions]
     return TableFiles(
         version=version,
         data_files=whole - log_files - hidden,
