@@ -13,7 +13,7 @@ from kafka.errors import KafkaError
 from conf.settings import Settings
 from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment
 from services.errors import DaemonDied
-from services.java import jars, java_command, java_home
+from services.java import LOGGING_TO_STDOUT, jars, java_command, java_home
 from services.service import Service, as_properties, write_if_changed, write_logging_and_hosts
 
 
@@ -57,6 +57,25 @@ def _server_properties(settings: Settings, folder: Path) -> dict[str, str]:
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
         "log.dirs": str(folder / "data"),
+        # Of a topic that says nothing else, such as one that a person made, Kafka keeps as much as of ours. Its default
+        # is no limit in bytes.
+        "log.retention.hours": str(settings.kafka_retention_hours),
+        "log.retention.bytes": str(settings.kafka_retention_bytes),
+        # Only whole closed segments are deleted: the default of 1 GiB keeps up to that much more of each partition, and
+        # that of a week twice the hours of a quiet one.
+        "log.segment.bytes": str(256 << 20),
+        "log.roll.hours": "24",
+        # Internal topics are compacted, not deleted, and likewise only closed segments are; the default is 100 MiB.
+        "offsets.topic.segment.bytes": str(16 << 20),
+        "transaction.state.log.segment.bytes": str(16 << 20),
+        "share.coordinator.state.topic.segment.bytes": str(16 << 20),
+        # Compaction's table of keys is always in memory: the default of 128 MiB takes a quarter of the heap. This one
+        # holds 600,000 keys; ours are one a consumer group and partition.
+        "log.cleaner.dedupe.buffer.size": str(16 << 20),
+        # The controller writes two records a second, 14 MB a day, also while nothing happens; it deletes only closed
+        # segments, by default after a week or 1 GiB.
+        "metadata.log.segment.bytes": str(16 << 20),
+        "metadata.max.retention.bytes": str(32 << 20),
         # Topics are made with the partitions and retention that the settings say, never by a slip of the pen.
         "auto.create.topics.enable": "false",
         # One broker can hold one replica of the internal topics; their defaults would wait for three brokers for ever.
@@ -82,8 +101,8 @@ def _prepare(settings: Settings, folder: Path, properties: Path) -> None:
     # As Kafka's own random-uuid, which would take a Java start of its own; it must not begin with a dash.
     cluster = "T" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
     format_storage = [
-        f"{java_home()}/bin/java", "-Xmx256m", "-cp", f"{folder}/conf:{jars('kafka')}", "kafka.tools.StorageTool",
-        "format", "-t", cluster, "-c", str(properties), "--standalone", "--ignore-formatted",
+        f"{java_home()}/bin/java", "-Xmx256m", LOGGING_TO_STDOUT, "-cp", f"{folder}/conf:{jars('kafka')}",
+        "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--standalone", "--ignore-formatted",
     ]  # fmt: skip
     formatted = subprocess.run(format_storage, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if formatted.returncode != 0:

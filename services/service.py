@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from services.daemon import Daemon
+from services.daemon import LOG_BYTES, OLDER_LOGS, Daemon
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,34 @@ def write_logging_and_hosts(folder: Path) -> None:
     write_if_changed(folder / "conf" / "hosts", f"127.0.0.1 localhost {socket.gethostname()}\n")
 
 
-# Warnings and worse, to the file that the daemon's output goes to.
+# Warnings and worse, to bounded files.
 _RELOAD4J = as_properties(
     {
-        "log4j.rootLogger": "WARN, stdout",
-        "log4j.appender.stdout": "org.apache.log4j.ConsoleAppender",
-        "log4j.appender.stdout.layout": "org.apache.log4j.PatternLayout",
-        "log4j.appender.stdout.layout.ConversionPattern": "%d{ISO8601} %p %c{1}: %m%n",
+        "log4j.rootLogger": "WARN, file",
+        "log4j.appender.file": "org.apache.log4j.RollingFileAppender",
+        "log4j.appender.file.File": "${tickhouse.log}",
+        "log4j.appender.file.MaxFileSize": str(LOG_BYTES),
+        "log4j.appender.file.MaxBackupIndex": str(OLDER_LOGS),
+        "log4j.appender.file.layout": "org.apache.log4j.PatternLayout",
+        "log4j.appender.file.layout.ConversionPattern": "%d{ISO8601} %p %c{1}: %m%n",
+    }
+)
+# The same for Spark's daemon, which logs by Log4j 2.
+LOG4J2 = as_properties(
+    {
+        "rootLogger.level": "warn",
+        "rootLogger.appenderRef.file.ref": "file",
+        "appender.file.type": "RollingFile",
+        "appender.file.name": "file",
+        "appender.file.fileName": "${sys:tickhouse.log}",
+        "appender.file.filePattern": "${sys:tickhouse.log}.%i",
+        "appender.file.layout.type": "PatternLayout",
+        "appender.file.layout.pattern": "%d{ISO8601} %p %c{1}: %m%n%ex",
+        "appender.file.policies.type": "SizeBasedTriggeringPolicy",
+        "appender.file.policies.size": str(LOG_BYTES),
+        "appender.file.strategy.type": "DefaultRolloverStrategy",
+        "appender.file.strategy.max": str(OLDER_LOGS),
+        # As of the others: .1 is the newest of the older ones.
+        "appender.file.strategy.fileIndex": "min",
     }
 )

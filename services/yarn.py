@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -14,6 +11,7 @@ from services.daemon import LOOPBACK, Daemon, daemon_environment
 from services.hdfs import core_site
 from services.java import java_command, java_home
 from services.service import Service, as_hadoop_xml, write_if_changed, write_logging_and_hosts
+from services.web import ask
 
 RESOURCEMANAGER = "org.apache.hadoop.yarn.server.resourcemanager.ResourceManager"
 NODEMANAGER = "org.apache.hadoop.yarn.server.nodemanager.NodeManager"
@@ -86,6 +84,15 @@ def _yarn_site(settings: Settings, folder: Path) -> dict[str, str]:
         "yarn.nodemanager.disk-health-checker.max-disk-utilization-per-disk-percentage": "99.5",
         # Allocations and ends of containers are passed on at each heartbeat.
         "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms": "200",
+        # Finished containers' logs stay for a day: somebody may want to know why a job failed. The default is three hours.
+        "yarn.nodemanager.log.retain-seconds": "86400",
+        # A job on YARN logs to a file that nothing rotates. One that writes this much is ended, before the disk is full:
+        # its supervisor starts it again. Checked every minute (the default); in bytes, of a container and of all.
+        "yarn.nodemanager.container-log-monitor.enable": "true",
+        "yarn.nodemanager.container-log-monitor.dir-size-limit-bytes": str(512 << 20),
+        "yarn.nodemanager.container-log-monitor.total-size-limit-bytes": str(2 << 30),
+        # What jobs shipped stays for the next ones. One version of code, packages and jars has 0.7 GB; the default is 10 GB.
+        "yarn.nodemanager.localizer.cache.target-size-mb": "4096",
         # The ResourceManager keeps what it shows of old applications in memory.
         "yarn.resourcemanager.max-completed-applications": "50",
     }
@@ -108,9 +115,8 @@ def _prepare(settings: Settings, folder: Path) -> None:
 
 def _waits_for(web: str) -> str | None:
     try:
-        with urllib.request.urlopen(f"{web}/ws/v1/cluster/nodes?states=RUNNING", timeout=5) as answer:
-            nodes = json.load(answer)["nodes"]
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        nodes = ask(f"{web}/ws/v1/cluster/nodes?states=RUNNING")["nodes"]
+    except (OSError, ValueError) as error:
         return f"the ResourceManager at {web} ({type(error).__name__})"
     return None if nodes and nodes.get("node") else "a running NodeManager"
 
