@@ -98,13 +98,18 @@ class Daemon:
             self.output.replace(self.output.with_suffix(".out.1"))
         limits = [f"bs={OUTPUT_BLOCK_BYTES}", f"count={OUTPUT_BLOCKS}"]
         reader = subprocess.Popen(
-            ["dd", f"of={self.output}", *limits, "status=none"], stdin=subprocess.PIPE, start_new_session=True
+            ["dd", f"of={self.output}", *limits],
+            stdin=subprocess.PIPE,
+            # Whoever waits for the end of our own output does not wait for the daemon.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         assert reader.stdin is not None
         return reader.stdin
 
     def last_lines(self, count: int = 15) -> list[str]:
-        """The last lines of the daemon's log since its last start, then of its output, without frames of stack traces."""
+        """The last lines of the log since the last start, then of the output, without frames of stack traces."""
         logged = _last_lines(self.log)
         starts = [number for number, line in enumerate(logged) if line.startswith(_STARTED)]
         return [*logged[starts[-1] if starts else 0 :][-count:], *_last_lines(self.output)[-count:]]

@@ -44,7 +44,7 @@ def spark_class_path() -> str:
 
 
 def logging_to_file(folder: Path, name: str) -> tuple[str, str]:
-    """Options of a daemon's Java: what services/service.py writes about logging needs the first; a crash, the second."""
+    """Options of a daemon's Java. The first is used by the logging that services/service.py sets up."""
     return f"-Dtickhouse.log={folder}/log/{name}.log", f"-XX:ErrorFile={folder}/log/{name}.crash"
 
 

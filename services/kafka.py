@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import re
 import subprocess
+import time
 import uuid
+from collections import defaultdict
 from pathlib import Path
 
 from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 
 from conf.settings import Settings
 from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment
 from services.errors import DaemonDied
 from services.java import LOGGING_TO_STDOUT, jars, java_command, java_home
-from services.service import Service, as_properties, write_if_changed, write_logging_and_hosts
+from services.service import Report, Service, as_properties, in_units, write_if_changed, write_logging_and_hosts
 
 
 def service(settings: Settings) -> Service:
@@ -42,6 +46,7 @@ def service(settings: Settings) -> Service:
         daemons=(broker,),
         prepare=lambda: _prepare(settings, folder, properties),
         waits_for=lambda: _waits_for(settings.kafka_port),
+        report=lambda report: _report(settings, folder / "data", report),
     )
 
 
@@ -123,3 +128,68 @@ def _waits_for(port: int) -> str | None:
         return f"metadata from {address} ({type(error).__name__})"
     finally:
         admin.close()
+
+
+def _report(settings: Settings, data: Path, report: Report) -> None:
+    """Each topic's size against what retention lets it have, and whether the disk has room for that."""
+    partitions: dict[str, list[Path]] = defaultdict(list)
+    for folder in data.iterdir():
+        # Others are being deleted.
+        if partition := re.fullmatch(r"(.+)-\d+", folder.name):
+            partitions[partition[1]].append(folder)
+    try:
+        limits = _retention(settings, [topic for topic in partitions if not topic.startswith("__")])
+    except (KafkaError, OSError) as error:
+        report.unknown.append(f"how long it keeps the records of a topic ({type(error).__name__})")
+        limits = {}
+    topics: dict[str, dict[str, float | None]] = {}
+    growth = 0
+    for topic, folders in sorted(partitions.items()):
+        size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.log"))
+        topics[topic] = {"bytes": size, "partitions": len(folders)}
+        text = f"topic {topic}: {in_units(size)} in {len(folders)} partitions"
+        if topic in limits:
+            hours, each = limits[topic]
+            limit = None if each is None else each * len(folders)
+            topics[topic] |= {"retention_hours": hours, "retention_bytes": limit}
+            growth += _growth(folders, size, hours, limit)
+            kept = "for ever" if hours is None else f"for {hours:,.0f} h"
+            text += f"; kept {kept}" + ("" if limit is None else f", at most {in_units(limit)}")
+            if hours is None and limit is None:
+                report.warnings.append(
+                    f"topic {topic} keeps all records for ever: set its retention.ms or retention.bytes"
+                )
+        report.lines.append(text)
+    report.figures |= {"topics": topics, "expected_growth_bytes": growth}
+    if growth > report.figures["disk_free_bytes"]:
+        report.warnings.append(
+            f"at the rate so far, records take {in_units(growth)} more before the first are deleted, and the disk has "
+            f"{in_units(report.figures['disk_free_bytes'])} free: lower the topics' retention.bytes or retention.ms "
+            "(kafka_retention_bytes and kafka_retention_hours are for new topics)"
+        )
+
+
+def _growth(folders: list[Path], size: int, hours: float | None, limit: int | None) -> int:
+    """Bytes that a topic will have more by the time that its first records are deleted. 0: it is too young to tell."""
+    age = (time.time() - min(folder.joinpath("partition.metadata").stat().st_mtime for folder in folders)) / 3600
+    if age < 1 or (hours is not None and age > hours):
+        return 0
+    by_time = None if hours is None else int(size / age * hours)
+    return max(0, min((most for most in (by_time, limit) if most is not None), default=size) - size)
+
+
+def _retention(settings: Settings, topics: list[str]) -> dict[str, tuple[float | None, int | None]]:
+    """Topic -> hours, and bytes of a partition; None: for ever, any number. Raises KafkaError or OSError."""
+    admin = KafkaAdminClient(
+        bootstrap_servers=f"{LOOPBACK}:{settings.kafka_port}", request_timeout_ms=5000, bootstrap_timeout_ms=1000
+    )
+    try:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+        configs = admin.describe_configs(resources, config_filter="all").get("topic", {}) if resources else {}
+    finally:
+        admin.close()
+    limits = {}
+    for topic, config in configs.items():
+        milliseconds, size = int(config["retention.ms"]["value"]), int(config["retention.bytes"]["value"])
+        limits[topic] = (None if milliseconds < 0 else milliseconds / 3_600_000, None if size < 0 else size)
+    return limits

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 from services.daemon import LOG_BYTES, OLDER_LOGS, Daemon
+
+
+@dataclass
+class Report:
+    """What `status` says of a service besides its daemons. Services add to it.
+
+    figures: for machines; a name ends with its unit. lines: the same for people. warnings: what is wrong, and what to
+    do. unknown: the figures that could not be had, and why.
+    """
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -18,6 +33,7 @@ class Service:
     address: where clients connect.
     prepare: writes the configuration and, the first time, formats the storage. May be cut short and called again.
     waits_for: None when the service answers as a client needs it, else what is not there yet, in a few words.
+    report: adds what is to be said of a service that answers.
     leftovers: processes that outlive the daemons that started them.
     """
 
@@ -26,7 +42,20 @@ class Service:
     daemons: tuple[Daemon, ...]
     prepare: Callable[[], None]
     waits_for: Callable[[], str | None]
+    report: Callable[[Report], None] = lambda report: None
     leftovers: Callable[[], list[int]] = list
+
+
+def in_units(size: int | None) -> str:
+    """Bytes as people read them; a dash where they are not known."""
+    if size is None:
+        return "-"
+    number, unit = float(size), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if number < 1000:
+            break
+        number, unit = number / 1024, larger
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 10 else f"{number:.1f} {unit}"
 
 
 def write_if_changed(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def ask(url: str, seconds: float = 5.0) -> Any:
-    """The answer, which is JSON. Raises OSError, also after so many seconds of silence, and ValueError if it is not JSON."""
+    """The answer, which is JSON. Raises OSError, also after so many seconds of silence, and ValueError."""
     try:
         with _DIRECT.open(url, timeout=seconds) as answer:
             return json.load(answer)
