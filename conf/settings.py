@@ -252,6 +252,7 @@ class Settings(BaseModel):
     kafka_controller_port: Port = Field(29093, description="Kafka controller")
     namenode_port: Port = Field(28020, description="NameNode RPC")
     namenode_http_port: Port = Field(29870, description="NameNode web page and WebHDFS")
+    secondarynamenode_http_port: Port = Field(29868, description="SecondaryNameNode web page")
     datanode_port: Port = Field(29866, description="DataNode data transfer")
     datanode_http_port: Port = Field(29864, description="DataNode web page")
     datanode_ipc_port: Port = Field(29867, description="DataNode RPC")
