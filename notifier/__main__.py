@@ -6,7 +6,7 @@ an alert twice only after a crash just after sending, or if the receiver's answe
 smtp_password come from the environment or the settings file, never from a flag. The notifier runs until SIGINT or
 SIGTERM; a second signal ends it at once.
 
-Exit codes: 0 stopped by a signal; 1 an internal error; 2 wrong settings, or no channel.
+Exit codes: 0 stopped by a signal; 2 wrong settings, or no channel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from notifier.sent_alerts import SentAlerts
 
 log = logging.getLogger("notifier")
 
-FAILED, KILLED = 1, 130
+KILLED = 130
 FLAGS = (
     "kafka_bootstrap_servers", "alerts_topic", "alert_stale_seconds", "smtp_host", "smtp_port", "smtp_tls", "smtp_from",
     "smtp_to", "smtp_user", "state_dir", "log_format",
@@ -49,13 +49,9 @@ def notify(settings: Settings) -> int:
             raise SettingsError(f"state_dir: {error}") from error
         log.info("telling of %s by %s", settings.alerts_topic, " and ".join(way.name for way in ways))
         with ThreadPoolExecutor(len(parts)) as pool:
-            running = [pool.submit(part.run) for part in parts]
-            wait(running, return_when=FIRST_COMPLETED)
-            stop.set()
-    failures = [failure for each in running if (failure := each.exception()) is not None]
-    for failure in failures:
-        log.error("ended", exc_info=failure)
-    return FAILED if failures else 0
+            for run in [pool.submit(part.run) for part in parts]:
+                run.result()
+    return 0
 
 
 @contextmanager

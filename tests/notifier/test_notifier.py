@@ -8,8 +8,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.message import Message
 from pathlib import Path
@@ -17,8 +18,11 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
+from kafka.consumer.fetcher import ConsumerRecord
 from kafka.structs import OffsetAndMetadata
 from pydantic import SecretStr
 
@@ -26,6 +30,7 @@ import services
 from conf.settings import PROJECT, Settings
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import Email, NotNow, Refused, Webhook, channels
+from notifier.delivery import Delivery
 from notifier.sent_alerts import SentAlerts
 from tests.listening import listeners
 from tests.notifier.receivers import Hook, Mailbox, serving
@@ -135,11 +140,15 @@ def test_each_alert_is_told_of_once_by_all_ways_over_restarts(topic: Topic, monk
             wait_until(lambda: program.logged("telling of"), "it starts before there is a topic")
             topic.create()
             topic.publish(first, row("1", peak_change_pct=3.5), b"{", None, b"[]", b"\xff", row("0", age=400))
+            topic.publish(row("5", peak_change_pct=10**400), row("6", asset="a\r\nforged"), b"\r\n\x1b[2Jforged")
             topic.publish(row("1", closed_at=datetime.now(UTC).isoformat()), row("4", opened_at="soon"), first, second)
             wait_until(lambda: len(hook.bodies) >= 2 and len(mailbox.mails) >= 2, "both are told of by both ways")
             assert not listeners([psutil.Process(program.process.pid)])
             assert program.stop() == 0
-            assert program.log.read_text().count("webhook: skipped") == 5
+            assert program.log.read_text().count("webhook: skipped") == 8
+            log = program.log.read_bytes()
+            assert b"\\x1b[2Jforged" in log
+            assert not [mark for mark in (b"\r", b"\x1b", b"\nforged") if mark in log]
         topic.forget_offsets("webhook")
         with topic.notifier(*mail_flags(mailbox.port)) as program:
             topic.publish(third)
@@ -286,6 +295,11 @@ def test_without_anybody_to_tell_it_says_what_to_set(tmp_path: Path) -> None:
     assert "smtp_host" in ended.stderr
 
 
+def mail_login(user: str, password: str) -> dict[str, str]:
+    people = {"smtp_host": "h", "smtp_from": "a@b.test", "smtp_to": "a@b.test", "smtp_tls": "tls"}
+    return {**people, "smtp_user": user, "smtp_password": password}
+
+
 @pytest.mark.parametrize(
     ("said", "settings"),
     [
@@ -304,6 +318,13 @@ def test_without_anybody_to_tell_it_says_what_to_set(tmp_path: Path) -> None:
                 "smtp_password": CANARY,
             },
         ),
+        ("smtp_password: SMTP takes printable ASCII", mail_login("u", f"{CANARY}é")),
+        ("smtp_password: SMTP takes printable ASCII", mail_login("u", f"{CANARY}\n")),
+        ("smtp_password: SMTP takes printable ASCII", mail_login("u", "")),
+        ("smtp_user: SMTP takes printable ASCII", mail_login(f"{CANARY}é", "p")),
+        ("smtp_host: a..b is not the name of a host", {**mail_login("u", CANARY), "smtp_host": "a..b"}),
+        ("webhook_url: it is not a valid URL", {"webhook_url": f"http://h/{CANARY}\x7f"}),
+        ("webhook_url: it is not a valid URL", {"webhook_url": f"http://{'a' * 64}.b..c/{CANARY}"}),
     ],
 )
 def test_a_wrong_setting_is_named_and_its_secret_is_not(tmp_path: Path, said: str, settings: dict[str, str]) -> None:
@@ -348,6 +369,18 @@ def test_secrets_do_not_show_in_settings() -> None:
         {"peak_change_pct": True},
         {"peak_change_pct": float("nan")},
         {"reference_price": 5.5},
+        pytest.param({"peak_change_pct": 10**400}, id="ten to the 400"),
+        {"peak_change_pct": float("-inf")},
+        {"peak_change_pct": 1e32},
+        {"peak_change_pct": None},
+        {"peak_change_pct": [2.5]},
+        {"threshold_pct": float("inf")},
+        pytest.param({"asset": "a" * 513}, id="long"),
+        pytest.param({"more": "a" * 20_000}, id="large"),
+        {"asset": "a\x1b[2J"},
+        {"asset": "a\u202e"},
+        {"direction": {}},
+        {"opened_at": "+10000-01-01T00:00:00Z"},
     ],
 )
 def test_a_record_that_is_no_alert_is_known_as_such(change: dict[str, object]) -> None:
@@ -355,9 +388,110 @@ def test_a_record_that_is_no_alert_is_known_as_such(change: dict[str, object]) -
         Alert.read(json.dumps({**json.loads(row("1")), **change}).encode())
 
 
-def test_a_record_nested_too_deep_is_no_alert() -> None:
+@pytest.mark.parametrize("name", sorted(json.loads(row("1")).keys() - {"threshold_pct", "window_seconds", "closed_at"}))
+def test_a_record_without_a_field_that_a_message_needs_is_no_alert(name: str) -> None:
+    fields = json.loads(row("1"))
+    del fields[name]
+    if name == "reference_time":
+        Alert.read(json.dumps(fields).encode())
+        return
+    with pytest.raises(NotAnAlert, match=name):
+        Alert.read(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    "value", [b"[" * 500_000, b"[" * 10_000, b'{"a":' * 400, b"1e999", b"9" * 5_000, b"\x00", None]
+)
+def test_bytes_that_are_no_alert_raise_nothing_else(value: bytes | None) -> None:
     with pytest.raises(NotAnAlert):
-        Alert.read(b"[" * 500_000)
+        Alert.read(value)
+
+
+@given(
+    st.binary()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda values: (
+            st.lists(values) | st.dictionaries(st.sampled_from(sorted(json.loads(row("1")))) | st.text(), values)
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_whatever_a_record_holds_it_is_an_alert_or_not(value: bytes) -> None:
+    with suppress(NotAnAlert):
+        assert len(Alert.read(value).alert_id) <= 512
+
+
+def test_foreign_text_in_other_fields_goes_out_escaped_and_cut() -> None:
+    fields = {**json.loads(row("1")), "comment": "a\r\n\x1b[2J\u202e" + "x" * 600, "list": [{"a\nb": "c\nd"}]}
+    alert = Alert.read(json.dumps(fields, ensure_ascii=False).encode())
+    sent = json.loads(alert.json)
+    assert sent["comment"].startswith("a\\r\\n\\x1b[2J\\u202exxx")
+    assert len(sent["comment"]) == 512
+    assert sent["list"] == [{"a\\nb": "c\\nd"}]
+    assert {name: sent[name] for name in json.loads(row("1"))} == {name: fields[name] for name in json.loads(row("1"))}
+
+
+class Broken:
+    """A channel with an error of its own in it, for the first `times` attempts."""
+
+    name = "broken"
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.attempts = 0
+
+    def send(self, alert: Alert) -> None:
+        self.attempts += 1
+        if self.attempts <= self.times:
+            raise KeyError(CANARY)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize(("times", "attempts", "skipped"), [(2, 3, 0), (100, 3, 1)])
+def test_an_unforeseen_error_is_tried_again_and_then_passed_over(
+    times: int,
+    attempts: int,
+    skipped: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("notifier.delivery._backoff", lambda state: 0.01)
+    channel = Broken(times)
+    delivery = Delivery(Settings(), channel, SentAlerts(tmp_path / "ids"), threading.Event())
+    record = ConsumerRecord("alerts", 0, 0, 7, 0, 0, None, row("1"), [], None, 0, 0, 0)
+    assert delivery.handle(record)
+    assert (channel.attempts, delivery.skipped) == (attempts, skipped)
+    assert "internal error KeyError at" in caplog.text
+    assert CANARY not in caplog.text
+
+
+class Stumbling(Delivery):
+    """Its first reading of Kafka ends with an error that nobody foresaw."""
+
+    readings = 0
+
+    def _follow(self, consumer: KafkaConsumer) -> None:
+        self.readings += 1
+        if self.readings == 1:
+            raise KeyError(CANARY)
+        self._stop.set()
+
+
+@pytest.mark.services
+def test_an_unforeseen_error_outside_of_sending_is_no_end(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("notifier.delivery.SAY_AGAIN_SECONDS", 0.0)
+    settings = Settings(kafka_bootstrap_servers=topic.servers, alerts_topic=topic.name)
+    topic.create()
+    delivery = Stumbling(settings, Broken(0), SentAlerts(topic.folder / "ids"), threading.Event())
+    delivery.run()
+    assert delivery.readings == 2
+    assert "internal error KeyError at" in caplog.text
+    assert CANARY not in caplog.text
 
 
 def test_ids_are_remembered_by_the_newest_and_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
