@@ -1,8 +1,14 @@
-"""Foreign text, made safe for a log, a mail's header, a field of a webhook's body or a terminal."""
+"""Text that is safe to show: foreign text escaped and cut, and URLs without their passwords."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 ELLIPSIS = "..."
+_USER_INFO = re.compile(r"://[^/\s?#]*@")
+# A password with a slash is no part of a valid URL, and not to be shown either.
+_PERHAPS_USER_INFO = re.compile(r"(?<=://)[^\s?#]*@")
 
 
 def shown(text: object, limit: int = 200) -> str:
@@ -34,3 +40,17 @@ def _text(value: object) -> str:
         return str(value)
     except ValueError:  # an integer of thousands of digits
         return f"<{type(value).__name__}>"
+
+
+def redacted(text: str) -> str:
+    """The text without users and passwords in its URLs."""
+    return _PERHAPS_USER_INFO.sub("***@", text)
+
+
+def has_user_info(value: object) -> bool:
+    """Whether a setting's value, also of a mapping or list, holds a URL with a user or password."""
+    if isinstance(value, Mapping):
+        return any(map(has_user_info, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(has_user_info, value))
+    return isinstance(value, str) and _USER_INFO.search(value) is not None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conf.text import shown
+from conf.text import redacted, shown
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,17 @@ def test_whatever_comes_is_one_short_line_of_printable_characters(text: str | by
     assert line.isprintable()
     assert len(line) <= limit
     assert shown(line, limit) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("GET https://user:p@ss@h:1/x failed", "GET https://***@h:1/x failed"),
+        ("redis://:98765432@h, wss://a@b/", "redis://***@h, wss://***@b/"),
+        ("https://user:a/b@h/", "https://***@h/"),
+        ("wss://h/stream?streams=btcusdt@trade", "wss://h/stream?streams=btcusdt@trade"),
+        ("mail to a@b.test", "mail to a@b.test"),
+    ],
+)
+def test_urls_are_shown_without_user_and_password(text: str, expected: str) -> None:
+    assert redacted(text) == expected

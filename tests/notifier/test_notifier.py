@@ -304,7 +304,7 @@ def mail_login(user: str, password: str) -> dict[str, str]:
     ("said", "settings"),
     [
         ("TICKHOUSE_WEBHOOK_URL: Value error, not an address", {"webhook_url": f"ftp://{CANARY}"}),
-        ("TICKHOUSE_WEBHOOK_URL: Value error, port 99999", {"webhook_url": f"http://h:99999/{CANARY}"}),
+        ("TICKHOUSE_WEBHOOK_URL: Value error, its port", {"webhook_url": f"http://h:99999/{CANARY}"}),
         ("smtp_to", {"smtp_host": "h", "smtp_from": "a@b.test"}),
         ("TICKHOUSE_SMTP_FROM", {"smtp_host": "h", "smtp_from": "a\nBcc: x@b.test", "smtp_to": "a@b.test"}),
         ("smtp_user and", {"smtp_host": "h", "smtp_from": "a@b.test", "smtp_to": "a@b.test", "smtp_password": CANARY}),
