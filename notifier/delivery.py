@@ -3,7 +3,7 @@
 The order is: send, write the id to disk, commit the offset. So an alert that the channel accepts within
 alert_stale_seconds is delivered at least once. It is delivered twice only if the program dies between sending and
 writing the id, or if the channel's answer is lost. Each channel has its own consumer group, so a failing channel does
-not delay the others.
+not delay the others. A second notifier elsewhere stands by, and takes over when the first ends.
 
 An error that we did not foresee ends nothing. In sending, it counts as a failed attempt, and after three such attempts
 the alert is passed over. Anywhere else, the channel reads on from the last committed offset.
@@ -15,13 +15,12 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from tenacity import (
     RetryCallState,
@@ -33,6 +32,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from conf.one_reader import OneReader
 from conf.text import shown
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import TIMEOUT_SECONDS, Channel, NotNow, Refused
@@ -46,11 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_MS = 500
-KAFKA_MS = 5_000
-METADATA_MS = 5_000
 RECONNECT_MS = 2_000
-# After a kill the next start waits so long for the partitions.
-SESSION_MS = 10_000
 AT_ONCE = 50
 KAFKA_AGAIN_SECONDS = 1.0
 SAY_AGAIN_SECONDS = 10.0
@@ -88,8 +84,8 @@ class Delivery:
         try:
             while not self._stop.is_set():
                 try:
-                    with self._consumer() as consumer:
-                        self._follow(consumer)
+                    with closing(self._reader()) as reader:
+                        self._follow(reader)
                 except KafkaError as error:
                     self._complain(error)
                     self._stop.wait(KAFKA_AGAIN_SECONDS)
@@ -99,39 +95,36 @@ class Delivery:
         finally:
             self._channel.close()
 
-    @contextmanager
-    def _consumer(self) -> Iterator[KafkaConsumer]:
+    def _reader(self) -> OneReader:
         topic = self._settings.alerts_topic
         # We do not poll while a channel fails; the group must not take us for dead meanwhile.
         longest = self._settings.alert_stale_seconds + (AT_ONCE + 2) * TIMEOUT_SECONDS
-        consumer = KafkaConsumer(
-            topic,
-            bootstrap_servers=self._settings.kafka_bootstrap_servers,
-            group_id=f"notifier-{self._channel.name}-{topic}",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            # The topic's writer decides its number of partitions.
-            allow_auto_create_topics=False,
-            metadata_max_age_ms=METADATA_MS,
-            session_timeout_ms=SESSION_MS,
-            max_poll_interval_ms=round(longest * 1_000),
-            bootstrap_timeout_ms=KAFKA_MS,
-            reconnect_backoff_max_ms=RECONNECT_MS,
-        )
-        try:
-            yield consumer
-        finally:
-            consumer.close(timeout_ms=KAFKA_MS)
+        options = {
+            "max_poll_interval_ms": round(longest * 1_000),
+            "reconnect_backoff_max_ms": RECONNECT_MS,
+            # Alerting commits an alert or takes it back.
+            "isolation_level": "read_committed",
+        }
+        servers = self._settings.kafka_bootstrap_servers
+        return OneReader(servers, topic, f"notifier-{self._channel.name}-{topic}", options)
 
-    def _follow(self, consumer: KafkaConsumer) -> None:
+    def _follow(self, reader: OneReader) -> None:
         while not self._stop.is_set():
-            polled = consumer.poll(timeout_ms=POLL_MS, max_records=AT_ONCE)
+            polled = reader.poll(POLL_MS, AT_ONCE)
+            if reader.is_new:
+                # Old alerts are not sent and those that were sent are known, so reading too much does no harm.
+                reader.start(
+                    {
+                        partition: place.begin if place.offset is None or place.is_lost else place.offset
+                        for partition, place in reader.stored().items()
+                    }
+                )
             for records in polled.values():
                 for record in records:
                     if not self.handle(record):
                         return
             if polled:
-                consumer.commit(timeout_ms=KAFKA_MS)
+                reader.commit()
 
     def handle(self, record: ConsumerRecord) -> bool:
         """Deliver a record's alert. Returns whether the record is done; False if the program stops first."""

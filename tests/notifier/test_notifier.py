@@ -27,6 +27,7 @@ from kafka.structs import OffsetAndMetadata
 from pydantic import SecretStr
 
 import services
+from conf.one_reader import OneReader
 from conf.settings import PROJECT, Settings
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import Email, NotNow, Refused, Webhook, channels
@@ -82,12 +83,19 @@ class Topic:
         producer.flush()
         producer.close()
 
-    def forget_offsets(self, channel: str) -> None:
-        """As if what was told of had never been committed."""
+    def create_anew(self) -> None:
+        admin = KafkaAdminClient(bootstrap_servers=self.servers)
+        admin.delete_topics([self.name])
+        wait_until(lambda: self.name not in admin.list_topics(), "the old topic is deleted")
+        admin.close()
+        self.create()
+
+    def forget_offsets(self, channel: str, offset: int = 0, metadata: str = "") -> None:
+        """As if what was told of had never been committed, or another offset had been."""
         consumer = KafkaConsumer(bootstrap_servers=self.servers, group_id=f"notifier-{channel}-{self.name}")
         places = [TopicPartition(self.name, number) for number in (0, 1)]
         consumer.assign(places)
-        consumer.commit({place: OffsetAndMetadata(0, "", -1) for place in places})
+        consumer.commit({place: OffsetAndMetadata(offset, metadata, -1) for place in places})
         consumer.close()
 
     def arguments(self, *others: str) -> tuple[str, ...]:
@@ -95,8 +103,8 @@ class Topic:
         return (*own, "--state-dir", str(self.folder / "state"), *others)
 
     @contextmanager
-    def notifier(self, *others: str) -> Iterator[Program]:
-        with running_program("notifier", self.arguments(*others), self.folder / "notifier.log") as program:
+    def notifier(self, *others: str, log: str = "notifier.log") -> Iterator[Program]:
+        with running_program("notifier", self.arguments(*others), self.folder / log) as program:
             yield program
 
 
@@ -237,6 +245,66 @@ def test_after_a_kill_only_what_was_in_hand_is_repeated(topic: Topic, monkeypatc
 
 
 @pytest.mark.services
+def test_a_second_notifier_stands_by_and_takes_over(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine: it has another state folder."""
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    with serving(hook), topic.notifier() as first:
+        topic.publish(row("1"))
+        wait_until(lambda: len(hook.bodies) == 1, "the first sends")
+        elsewhere = ("--state-dir", str(topic.folder / "elsewhere"))
+        with topic.notifier(*elsewhere, log="second.log") as second:
+            wait_until(lambda: second.logged("stands by"), "the second stands by")
+            topic.publish(row("2"), row("3"))
+            wait_until(lambda: len(hook.bodies) == 3, "the first sends on")
+            first.stop(signal.SIGKILL)
+            topic.publish(row("4"))
+            wait_until(lambda: len(hook.bodies) == 4, "the second takes over")
+            assert second.stop() == 0
+            assert not second.logged("0:3")
+    assert [json.loads(body)["alert_id"][-1] for body in hook.bodies] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.services
+def test_a_topic_made_anew_is_named_and_read_from_its_begin(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it runs, and while it does not, although the new topic has as many records."""
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    with serving(hook):
+        with topic.notifier() as program:
+            topic.publish(row("1"), row("2"))
+            wait_until(lambda: len(hook.bodies) == 2, "they are sent")
+            topic.create_anew()
+            topic.publish(row("3"), row("1", age=400))
+            wait_until(lambda: len(hook.bodies) == 3, "the new topic's alert is sent")
+            assert program.stop() == 0
+        topic.create_anew()
+        topic.publish(row("4"), row("3"), row("5"), row("6"))
+        # Kafka forgets a deleted topic's offsets; a copy of the cluster that is put back does not.
+        topic.forget_offsets("webhook", 2, "an older topic's id")
+        with topic.notifier() as program:
+            wait_until(lambda: len(hook.bodies) == 6, "so are those")
+            assert program.logged("the topic was made anew")
+            assert program.stop() == 0
+    assert [json.loads(body)["alert_id"][-1] for body in hook.bodies] == list("123456")
+
+
+@pytest.mark.services
+def test_offsets_beyond_what_kafka_has_are_named(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    topic.publish(row("1"))
+    topic.forget_offsets("webhook", 1_000)
+    with serving(hook), topic.notifier() as program:
+        wait_until(lambda: len(hook.bodies) == 1, "it is sent")
+        assert program.logged("records are deleted, or a disk was lost")
+        assert program.stop() == 0
+
+
+@pytest.mark.services
 def test_kafka_may_be_away(topic: Topic, suite: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on when Kafka is back, and stops when asked to whether it is or not."""
     hook = Hook()
@@ -340,7 +408,7 @@ def test_two_notifiers_do_not_share_what_they_remember(tmp_path: Path) -> None:
     with running_program("notifier", flags, tmp_path / "log") as program:
         wait_until(lambda: program.logged("telling of") and program.logged("Kafka"), "it waits for Kafka")
         second = started(tmp_path, *mail_flags(1))
-        assert second.returncode == 2
+        assert second.returncode == 4
         assert "another notifier" in second.stderr
         assert program.stop() == 0
 
@@ -473,7 +541,7 @@ class Stumbling(Delivery):
 
     readings = 0
 
-    def _follow(self, consumer: KafkaConsumer) -> None:
+    def _follow(self, reader: OneReader) -> None:
         self.readings += 1
         if self.readings == 1:
             raise KeyError(CANARY)
