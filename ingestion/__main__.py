@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -34,6 +34,7 @@ from ingestion.errors import IngestionError, SpoolInUse, VenueRefused
 from ingestion.failover import Failover, Source
 from ingestion.following import Followed, find_feeds, resume
 from ingestion.intake import Intake, Topics
+from ingestion.liveness import Liveness
 from ingestion.operation import Operation, fetch_status, format_status
 from ingestion.publisher import publisher
 from ingestion.recording import Recording
@@ -46,6 +47,8 @@ log = logging.getLogger("ingestion")
 REFUSED, LOST, KILLED = 3, 4, 130
 UNHEALTHY, NOT_RUNNING = 1, 3
 PROGRESS_SECONDS = 5.0
+# Instruments that a status names; the others it counts.
+NAMED_AT_MOST = 100
 SAVE_SECONDS = 2.0
 FLAGS = (
     "feed", "url", "assets", "discover", "top_assets", "discovery_seconds", "rest_urls", "backfill_max_trades",
@@ -72,7 +75,10 @@ class Ingester:
         resume(self._tracker, followed, all_at_once=settings.all_feeds_at_once)
         spool.retain(self._state.position)
         self._recording = Recording(settings.record, settings.record_bytes) if settings.record else None
-        self._intakes = [Intake(each.feed, spool, Counts(), self._topics, self._tracker) for each in followed]
+        self._intakes = [
+            Intake(each.feed, spool, Counts(), self._topics, self._tracker, Liveness(settings.stale_seconds))
+            for each in followed
+        ]
         self._failover = Failover(
             [Source(intake, self._connect) for intake in self._intakes],
             failover_seconds=settings.failover_seconds,
@@ -86,7 +92,13 @@ class Ingester:
 
     def _connect(self, intake: Intake) -> Connection:
         record = None if self._recording is None else self._recording.take
-        return Connection(intake, self._clock, self._settings.max_frame_bytes, record=record)
+        return Connection(
+            intake,
+            self._clock,
+            self._settings.max_frame_bytes,
+            record=record,
+            stale_seconds=self._settings.stale_seconds,
+        )
 
     def _parts(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside reading, writing and sending, until it is cancelled or fails."""
@@ -97,13 +109,7 @@ class Ingester:
 
     def _looking_after(self, source: Source, followed: Followed) -> list[Coroutine[Any, Any, None]]:
         """A feed's gaps, and its assets where they are looked up."""
-        refresh = Refresh(
-            followed.discovery,
-            followed.feed,
-            lambda: source.connection,
-            self._tracker,
-            self._settings.discovery_seconds,
-        )
+        refresh = Refresh(followed.discovery, source, self._tracker, self._settings.discovery_seconds)
         refresh.begin(followed.instruments)
         backfill = Backfill(
             followed.feed.name,
@@ -114,7 +120,7 @@ class Ingester:
             rest_url=followed.rest_url,
             most_trades=self._settings.backfill_max_trades,
         )
-        return [backfill.run()] if self._settings.discover == "named" else [backfill.run(), refresh.run()]
+        return [backfill.run(), refresh.run(look_up=self._settings.discover != "named")]
 
     async def run(self) -> int:
         """Ingest until a signal, then empty the spool as far as Kafka takes it; the exit code."""
@@ -200,18 +206,19 @@ class Ingester:
                 "backfilled": counts.backfilled,
                 "up": int(connection is not None and connection.is_up),
                 "quiet_seconds": now - heard,
+                "tickless_seconds": now - max(self._began, source.intake.liveness.last),
                 "gaps_open": self._tracker.open_gap_count(source.name),
+                "undelivered_instruments": len(missing := source.undelivered(now)),
+                "undelivered": dict(itertools.islice(missing.items(), NAMED_AT_MOST)),
             }
-        trouble = []
-        quiet = min(feed["quiet_seconds"] for feed in feeds.values())
-        if quiet > self._settings.stale_seconds:
-            trouble.append(f"no feed has said anything for {quiet:.0f} s")
+        trouble = self._feed_trouble(now, feeds)
         if self._spool.is_full:
             trouble.append("the spool is full, and nothing is read")
         if self._spool.age_seconds > self._settings.stale_seconds:
             trouble.append(f"Kafka has acknowledged nothing for {self._spool.age_seconds:.0f} s")
         return summary | {
             "trouble": trouble,
+            "notes": self._notes(feeds),
             "pid": os.getpid(),
             "seconds": now - self._began,
             "producer": self._spool.producer,
@@ -222,6 +229,35 @@ class Ingester:
             "memory_bytes": self._process.memory_info().rss,
             "feeds": feeds,
         }
+
+    def _feed_trouble(self, now: float, feeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """What is wrong with the feeds: they say nothing, or they say something and deliver no ticks."""
+        stale = self._settings.stale_seconds
+        quiet = min(feed["quiet_seconds"] for feed in feeds.values())
+        if quiet > stale:
+            return [f"no feed has said anything for {quiet:.0f} s"]
+        tickless = min(feed["tickless_seconds"] for feed in feeds.values())
+        if tickless > stale:
+            return [f"no feed has delivered a tick for {tickless:.0f} s"]
+        wanted = [source for source in self._failover.sources if source.is_wanted]
+        fresh = [source.intake.liveness.fresh_assets(now) for source in wanted]
+        trouble = []
+        for at, source in enumerate(wanted):
+            elsewhere = set[str]().union(*fresh[:at], *fresh[at + 1 :])
+            if (source.is_up or len(wanted) == 1) and source.is_dead(now, elsewhere):
+                symbols = ", ".join(list(source.undelivered(now))[:NAMED_AT_MOST])
+                trouble.append(f"{source.name} does not deliver ticks of {symbols}")
+        return trouble
+
+    def _notes(self, feeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """What whoever runs this should know, though it is no reason to act at once."""
+        notes = []
+        for name, feed in feeds.items():
+            for symbol, reason in feed["undelivered"].items():
+                notes.append(f"{name} does not deliver {symbol}: {reason}")
+            if (more := feed["undelivered_instruments"] - len(feed["undelivered"])) > 0:
+                notes.append(f"{name} does not deliver {more} other instruments")
+        return notes
 
     def _note_gaps(self) -> None:
         self._state.sections[SECTION] = self._tracker.to_json()

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from conf.settings import Settings
-from ingestion.connection import Connection
-from ingestion.feeds import VENUES, Feed, Venue, coincap, named_instruments
+from ingestion.failover import Source
+from ingestion.feeds import VENUES, Venue, coincap, named_instruments
 from ingestion.gaps import GapTracker
 from ingestion.instruments import NAME, QUOTES, TICKERS, Instrument
 from ingestion.pairs import Pair
@@ -104,15 +104,12 @@ class Refresh:
     def __init__(
         self,
         discovery: Discovery,
-        feed: Feed,
-        connection: Callable[[], Connection | None],
+        source: Source,
         tracker: GapTracker,
         seconds: float,
     ) -> None:
-        """`connection` is the one that there is now."""
         self._discovery = discovery
-        self._feed = feed
-        self._connection = connection
+        self._source = source
         self._tracker = tracker
         self._seconds = seconds
         self._followed: dict[str, Instrument] = {}
@@ -124,41 +121,41 @@ class Refresh:
     def begin(self, instruments: Sequence[Instrument]) -> None:
         """What the feed follows from the start."""
         self._followed = {instrument.symbol: instrument for instrument in instruments}
-        log.info("%s: following %d symbols", self._feed.name, len(instruments))
+        all_symbol = VENUES[self._source.name].all_symbol
+        self._source.intake.liveness.follow(each for each in instruments if each.symbol != all_symbol)
+        log.info("%s: following %d symbols", self._source.name, len(instruments))
 
-    async def run(self) -> None:
-        """Until cancelled: look again every so often. Where the list cannot be had, the old one stays."""
+    async def run(self, *, look_up: bool = True) -> None:
+        """Until cancelled, every so often: ask again for what the venue has refused, and look the assets up again.
+
+        Where the list cannot be had, the old one stays. Without `look_up` it always does.
+        """
         while True:
             await asyncio.sleep(self._seconds)
-            try:
-                instruments = await self._discovery.find()
-            except (RestBusy, RestRefused) as error:
-                log.warning("%s: the assets cannot be looked up: %s; the old ones stay", self._feed.name, error)
-                continue
-            if not instruments:
-                log.warning("%s: the assets' list is empty; the old ones stay", self._feed.name)
-                continue
-            await self.follow(instruments)
+            self._source.ask_refused()
+            if look_up:
+                await self._look_up()
 
-    async def follow(self, instruments: Sequence[Instrument]) -> None:
+    async def _look_up(self) -> None:
+        try:
+            instruments = await self._discovery.find()
+        except (RestBusy, RestRefused) as error:
+            log.warning("%s: the assets cannot be looked up: %s; the old ones stay", self._source.name, error)
+            return
+        if not instruments:
+            log.warning("%s: the assets' list is empty; the old ones stay", self._source.name)
+            return
+        self.follow(instruments)
+
+    def follow(self, instruments: Sequence[Instrument]) -> None:
         """Subscribe to what is new and unsubscribe from what is not wanted any more; the others notice nothing."""
         wanted = {instrument.symbol: instrument for instrument in instruments}
         added = [wanted[symbol] for symbol in wanted if symbol not in self._followed]
         left = [self._followed[symbol] for symbol in self._followed if symbol not in wanted]
         if not added and not left:
             return
-        log.info("%s: %d symbols more, %d fewer", self._feed.name, len(added), len(left))
+        log.info("%s: %d symbols more, %d fewer", self._source.name, len(added), len(left))
         for instrument in (*added, *left):
-            self._tracker.follow_anew(self._feed.name, instrument.symbol)
+            self._tracker.follow_anew(self._source.name, instrument.symbol)
         self._followed = wanted
-        answers = [self._feed.subscribe(added)] if added else []
-        answers += [self._feed.unsubscribe(left)] if left else []
-        connection = self._connection()
-        if connection is None:
-            # The next one will have it.
-            return
-        if None in answers:
-            connection.renew("other assets are wanted")
-        for texts in answers:
-            for text in texts or ():
-                await connection.send(text)
+        self._source.follow(added, left)

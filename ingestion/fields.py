@@ -8,8 +8,9 @@ import re
 from decimal import Decimal
 from functools import lru_cache
 
+from ingestion.foreign import brief, escape
 from ingestion.instruments import Instrument
-from ingestion.ticks import DIGITS, END_OF_TIME_NS, Reject, Tick, is_price, is_quantity
+from ingestion.ticks import DIGITS, END_OF_TIME_NS, ID_LIMIT, Reject, Tick, is_price, is_quantity
 
 _exponent = re.compile(r"[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}").fullmatch
 _rfc3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?Z", re.ASCII).fullmatch
@@ -42,7 +43,7 @@ def message(source: str, frame: bytes, received_ns: int) -> dict[str, object] | 
     try:
         decoded = decode(frame)
     except ValueError as error:
-        return Reject(received_ns, source, f"not JSON: {error}"[:200], frame)
+        return Reject(received_ns, source, f"not JSON: {escape(error)}", frame)
     return decoded if isinstance(decoded, dict) else Reject(received_ns, source, "not a JSON object", frame)
 
 
@@ -53,11 +54,6 @@ def digits(value: object) -> object:
     if isinstance(value, _Bare):
         return f"{Decimal(value):f}" if _exponent(value) else str(value)
     return value
-
-
-def brief(value: object) -> str:
-    """A value in a reason: short, and on one line."""
-    return "missing" if value is None else repr(value)[:80]
 
 
 @lru_cache(maxsize=1024)
@@ -98,7 +94,7 @@ def trade(
     """A trade of the instrument from the fields that the venue calls `names`: its id, price, quantity and time."""
     name_of_id, name_of_price, name_of_quantity, name_of_time = names
     trade_id = message.get(name_of_id)
-    if type(trade_id) is not int or not 0 <= trade_id < 2**63:
+    if type(trade_id) is not int or not 0 <= trade_id < ID_LIMIT:
         reason = f"trade id {name_of_id} is {brief(trade_id)}"
         return Reject(received_ns, source, reason, raw, instrument.symbol)
     price, quantity = digits(message.get(name_of_price)), digits(message.get(name_of_quantity))

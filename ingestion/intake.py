@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ingestion.counts import Counts, RejectLog
 from ingestion.feeds import Feed
 from ingestion.gaps import Gap, GapTracker
+from ingestion.liveness import Liveness
 from ingestion.spool import Spool
 from ingestion.ticks import Control, Ignored, Reject, Tick
 
@@ -28,10 +29,19 @@ class Intake:
     partition of Kafka, however many feeds share it.
     """
 
-    def __init__(self, feed: Feed, spool: Spool, counts: Counts, topics: Topics, tracker: GapTracker) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        spool: Spool,
+        counts: Counts,
+        topics: Topics,
+        tracker: GapTracker,
+        liveness: Liveness | None = None,
+    ) -> None:
         self.feed = feed
         self.counts = counts
         self.tracker = tracker
+        self.liveness = Liveness() if liveness is None else liveness
         self.rejects = RejectLog()
         self._spool = spool
         self._topics = topics
@@ -44,7 +54,9 @@ class Intake:
         await self._spool.room()
         for event in self.feed.receive(frame, received_ns):
             if isinstance(event, Tick):
-                self._tick(self.tracker.observe(event))
+                tick = self.tracker.observe(event)
+                self.liveness.tick(tick)
+                self._tick(tick)
             elif isinstance(event, Ignored):
                 self.counts.ignored[event.kind] += 1
             elif isinstance(event, Control):

@@ -36,6 +36,8 @@ _COUNTERS = (
 _GAUGES = (
     ("up", "1 while a connection is up"),
     ("quiet_seconds", "time since the last frame"),
+    ("tickless_seconds", "time since the last tick"),
+    ("undelivered_instruments", "instruments that are followed and of which no tick comes"),
     ("gaps_open", "gaps that are reported and not filled"),
 )
 _TOTALS = (
@@ -106,7 +108,7 @@ class Operation:
         status = self._status()
         code = "503 Service Unavailable" if path == "/healthz" and status["trouble"] else "200 OK"
         start(code, [("Content-Type", "application/json")])
-        content = {"trouble": status["trouble"]} if path == "/healthz" else status
+        content = {name: status[name] for name in ("trouble", "notes")} if path == "/healthz" else status
         return [json.dumps(content).encode()]
 
     def close(self) -> None:
@@ -139,9 +141,9 @@ def format_status(status: dict[str, Any]) -> str:
         f"memory     {status['memory_bytes'] / 1e6:,.0f} MB",
     ]
     for name, feed in status["feeds"].items():
-        up = f"up, last frame {feed['quiet_seconds']:.1f} s ago" if feed["up"] else "not connected"
+        up = f"up, last tick {feed['tickless_seconds']:.1f} s ago" if feed["up"] else "not connected"
         lines.append(
             f"{name:<10} {up}; {feed['ticks']:,} ticks, {feed['rejected']:,} rejected,"
             f" {feed['connections']} connections, {feed['gaps_open']} gaps open, {feed['backfilled']:,} backfilled"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note       {note}" for note in status["notes"])])

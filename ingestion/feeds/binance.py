@@ -8,13 +8,13 @@ A connection is cut after 24 hours.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
 from ingestion.feeds.venue import Venue
+from ingestion.foreign import brief
 from ingestion.instruments import Instrument, of_table
 from ingestion.pairs import Pair, rows_with
 from ingestion.rest import Rest
@@ -28,7 +28,7 @@ STREAMS_IN_URL = 100
 
 # Streams that are no trades, as Binance documents them: harmless if a server sends them unasked.
 _OTHER_STREAM = re.compile(
-    r"[a-z0-9]+@(aggTrade|avgPrice|bookTicker|miniTicker|ticker(_\w+)?|kline_\w+|depth\d*(@\d+ms)?)|!\w+@arr(@\d+ms)?"
+    r"[a-z0-9]+@(aggTrade|avgPrice|bookTicker|miniTicker|ticker|kline|depth)(_\w+|\d*(@\d+ms)?)|!\w+@(arr)(@\d+ms)?"
 )
 _FIELDS = ("t", "p", "q", "T")
 
@@ -39,20 +39,24 @@ class Binance:
     name = "binance"
     silence_seconds = 20.0
     connection_lifetime_seconds: float | None = 24 * 3600.0
+    # "WebSocket connections have a limit of 5 incoming messages per second", pings and pongs too; whoever sends more is
+    # disconnected. https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
+    request_seconds = 0.3
 
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None) -> None:
         self._base = url or URL
-        self._requests = itertools.count(1)
-        self._streams = Subscription(instruments, _stream, self._request)
+        self._streams = Subscription(instruments, _stream, _request)
+        self._in_url: list[str] = []
 
     @property
     def url(self) -> str:
-        names = "/".join(self._streams.names[:STREAMS_IN_URL])
-        return f"{self._base}{'&' if '?' in self._base else '?'}streams={names}"
+        self._in_url = self._streams.names[:STREAMS_IN_URL]
+        return f"{self._base}{'&' if '?' in self._base else '?'}streams={'/'.join(self._in_url)}"
 
     def opening_frames(self) -> Sequence[str]:
         """The address names the streams; what does not fit in there is subscribed to."""
-        return self._streams.frames("subscribe", self._streams.names[STREAMS_IN_URL:])
+        in_url = set(self._in_url)
+        return self._streams.opening([name for name in self._streams.names if name not in in_url])
 
     def subscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
         return self._streams.add(instruments)
@@ -60,8 +64,12 @@ class Binance:
     def unsubscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
         return self._streams.remove(instruments)
 
-    def _request(self, method: Method, streams: list[str]) -> dict[str, object]:
-        return {"method": method.upper(), "params": streams, "id": next(self._requests)}
+    @property
+    def refused(self) -> Mapping[str, str]:
+        return self._streams.refused
+
+    def ask_refused(self) -> Sequence[str]:
+        return self._streams.ask_refused()
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
         message = fields.message(self.name, frame, received_ns)
@@ -72,14 +80,14 @@ class Binance:
             return [self._other(message, frame, received_ns)]
         instrument = self._streams.find(stream)
         if instrument is None:
-            if _OTHER_STREAM.fullmatch(stream):
-                return [Ignored(stream.partition("@")[2])]
-            return [Reject(received_ns, self.name, f"unknown stream {stream[:80]!r}", frame)]
+            if other := _OTHER_STREAM.fullmatch(stream):
+                return [Ignored(other[1] or other[4])]
+            return [Reject(received_ns, self.name, f"unknown stream {brief(stream)}", frame)]
         return [self._trade(instrument, trade, frame, received_ns)]
 
     def _other(self, message: dict[str, object], frame: bytes, received_ns: int) -> Event:
         if "error" in message:
-            return Control("error", fields.brief(message["error"]))
+            return self._streams.refuse_request(message.get("id"), brief(message["error"]))
         if "result" in message and "id" in message:
             return Control("subscribed")
         event = message.get("event", message)
@@ -89,9 +97,9 @@ class Binance:
 
     def _trade(self, instrument: Instrument, trade: dict[str, object], frame: bytes, received_ns: int) -> Tick | Reject:
         if trade.get("e") != "trade":
-            return Reject(received_ns, self.name, f"event {fields.brief(trade.get('e'))} on a trade stream", frame)
+            return Reject(received_ns, self.name, f"event {brief(trade.get('e'))} on a trade stream", frame)
         if trade.get("s") != instrument.symbol:
-            reason = f"unknown symbol {fields.brief(trade.get('s'))} on the stream of {instrument.symbol}"
+            reason = f"unknown symbol {brief(trade.get('s'))} on the stream of {instrument.symbol}"
             return Reject(received_ns, self.name, reason, frame)
         made_at = trade.get("T")
         event_ns = made_at * 1_000_000 if type(made_at) is int else None
@@ -100,6 +108,10 @@ class Binance:
 
 def _stream(instrument: Instrument) -> str:
     return f"{instrument.symbol.lower()}@trade"
+
+
+def _request(method: Method, streams: list[str], number: int) -> dict[str, object]:
+    return {"method": method.upper(), "params": streams, "id": number}
 
 
 async def _pages(rest: Rest, trades: history.Trades, now_ns: Callable[[], int]) -> AsyncIterator[list[Tick | Reject]]:
