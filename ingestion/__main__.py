@@ -36,6 +36,7 @@ from ingestion.following import Followed, find_feeds, resume
 from ingestion.intake import Intake, Topics
 from ingestion.liveness import Liveness
 from ingestion.operation import Operation, fetch_status, format_status
+from ingestion.proxies import proxy_of
 from ingestion.publisher import publisher
 from ingestion.recording import Recording
 from ingestion.recovery import SECTION, recover_tracker
@@ -51,7 +52,8 @@ PROGRESS_SECONDS = 5.0
 NAMED_AT_MOST = 100
 SAVE_SECONDS = 2.0
 FLAGS = (
-    "feed", "url", "assets", "discover", "top_assets", "discovery_seconds", "rest_urls", "backfill_max_trades",
+    "feed", "url", "assets", "discover", "top_assets", "discovery_seconds", "rest_urls", "market_data_urls",
+    "backfill_max_trades",
     "fallback_feeds", "fallback_urls", "all_feeds_at_once", "failover_seconds",
     "healthy_seconds", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions",
     "kafka_retention_hours", "kafka_retention_bytes", "kafka_client", "max_frame_bytes", "max_in_flight",
@@ -98,6 +100,7 @@ class Ingester:
             self._settings.max_frame_bytes,
             record=record,
             stale_seconds=self._settings.stale_seconds,
+            proxy=proxy_of(intake.feed.url, self._settings.venue_proxy),
         )
 
     def _parts(self) -> list[Coroutine[Any, Any, None]]:
@@ -119,6 +122,8 @@ class Ingester:
             refresh.instrument,
             rest_url=followed.rest_url,
             most_trades=self._settings.backfill_max_trades,
+            market_data_url=followed.market_data_url,
+            proxy=proxy_of(followed.rest_url or "", self._settings.venue_proxy),
         )
         return [backfill.run(), refresh.run(look_up=self._settings.discover != "named")]
 
@@ -194,7 +199,7 @@ class Ingester:
         summary = self._summary()
         now = self._loop.time()
         feeds = {}
-        for source in self._failover.sources:
+        for source, followed in zip(self._failover.sources, self._followed, strict=True):
             counts, connection = source.intake.counts, source.connection
             heard = max(self._began, counts.heard)
             feeds[source.name] = {
@@ -209,6 +214,8 @@ class Ingester:
                 "tickless_seconds": now - max(self._began, source.intake.liveness.last),
                 "gaps_open": self._tracker.open_gap_count(source.name),
                 "undelivered_instruments": len(missing := source.undelivered(now)),
+                "left_out": len(followed.discovery.left_out),
+                "left_out_names": followed.discovery.left_out[:NAMED_AT_MOST],
                 "undelivered": dict(itertools.islice(missing.items(), NAMED_AT_MOST)),
             }
         trouble = self._feed_trouble(now, feeds)
@@ -253,6 +260,11 @@ class Ingester:
         """What whoever runs this should know, though it is no reason to act at once."""
         notes = []
         for name, feed in feeds.items():
+            if feed["left_out"]:
+                names = ", ".join(feed["left_out_names"])
+                notes.append(
+                    f"{name}: {feed['left_out']} instruments have names that the contract does not take: {names}"
+                )
             for symbol, reason in feed["undelivered"].items():
                 notes.append(f"{name} does not deliver {symbol}: {reason}")
             if (more := feed["undelivered_instruments"] - len(feed["undelivered"])) > 0:

@@ -2,7 +2,8 @@
 
 A connection that will not last - the venue cuts it after a day, or asks for a new one, or it is alive and brings no
 tick - is replaced: the new one is up and speaks before the old one is closed, so that nothing is missed. What both
-brought is the same trade twice, with one id.
+brought is the same trade twice, with one id. Where a venue gives no ids, the new one's frames wait until the old one
+has ended, and what they repeat is left out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -46,6 +47,8 @@ GOOD_SECONDS = 30.0
 OPEN_SECONDS = 10.0
 # What a venue sent before it answered our goodbye is still read, for so long.
 GOODBYE_SECONDS = 5.0
+# Frames of a new connection that wait for the end of the old one.
+MOST_HELD = 10_000
 # Frames that wait for us before TCP pushes back on the venue.
 FRAMES_WAITING = 256
 
@@ -64,6 +67,8 @@ class _Line:
     spoke: asyncio.Event = field(default_factory=asyncio.Event)
     due: str = ""
     """Why it should be replaced."""
+    held: list[tuple[bytes, int]] | None = None
+    """Frames and times of their receipt, while the connection before is still read; None: they are taken at once."""
     is_paused: bool = False
     """We do not read: its silence is ours."""
     reading: asyncio.Task[None] = field(init=False)
@@ -83,6 +88,7 @@ class Connection:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         stale_seconds: float = STALE_SECONDS,
         gate: Gate | None = None,
+        proxy: str | None = None,
     ) -> None:
         """`record` is given every frame: its source, when it was received, and its bytes. `gate` is the venue's."""
         self._intake = intake
@@ -93,6 +99,7 @@ class Connection:
         self._sleep = sleep
         self._stale_seconds = stale_seconds
         self._gate = Gate() if gate is None else gate
+        self._proxy = proxy
         self._forbidden = 0
         self._longest_gap = 0.0
         self._renewals = 0
@@ -185,8 +192,8 @@ class Connection:
             return NextStep(True, f"{step.reason}, {self._forbidden} times in a row")
         return step
 
-    async def _open(self) -> _Line:
-        """A connection that is up, and read. Raises OSError or WebSocketException."""
+    async def _open(self, held: list[tuple[bytes, int]] | None = None) -> _Line:
+        """A connection that is up and read; into `held` first, if that is given. Raises OSError or WebSocketException."""
         while (wait := self._gate.seconds()) > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait)
@@ -197,13 +204,15 @@ class Connection:
             max_size=self._max_frame_bytes,
             max_queue=FRAMES_WAITING,
             compression=None,
+            # None: the environment's proxies have no say either.
+            proxy=self._proxy,
             open_timeout=OPEN_SECONDS,
             # `_worn` instead: while the spool holds us up no pong is read, and the connection is good all the same.
             ping_interval=None,
             close_timeout=GOODBYE_SECONDS,
         )
         now = asyncio.get_running_loop().time()
-        line = _Line(socket, opened=now, heard=now, answered=now, ticked=now)
+        line = _Line(socket, opened=now, heard=now, answered=now, ticked=now, held=held)
         self._forbidden = 0
         self._intake.counts.connections += 1
         log.info("%s: connected", self._venue)
@@ -234,10 +243,14 @@ class Connection:
                 received_ns = self._clock.now_ns()
                 if self._record is not None:
                     self._record(self._feed.name, received_ns, frame)
-                line.is_paused = True
+                controls: Sequence[Control] = ()
                 before = counts.ticks
-                controls = await self._intake.frame(frame, received_ns)
-                line.is_paused = False
+                if line.held is None:
+                    line.is_paused = True
+                    controls = await self._intake.frame(frame, received_ns)
+                    line.is_paused = False
+                elif len(line.held) < MOST_HELD:
+                    line.held.append((frame, received_ns))
                 self.heard = counts.heard = line.heard = loop.time()
                 if counts.ticks != before:
                     self._note_tick(line)
@@ -252,6 +265,19 @@ class Connection:
         finally:
             line.speaking.cancel()
             self._lines.remove(line)
+
+    async def _release(self, line: _Line) -> None:
+        """Take the frames that waited for the end of the connection before."""
+        if line.held is None:
+            return
+        overlapping, line.held[:] = line.held[:], []
+        controls = list(await self._intake.overlapping(overlapping))
+        while line.held:
+            # What came meanwhile.
+            controls += await self._intake.frame(*line.held.pop(0))
+        line.held = None
+        for control in controls:
+            self._heed(control, line)
 
     def _note_tick(self, line: _Line) -> None:
         if line.heard - line.opened > OVERLAP_SECONDS:
@@ -293,7 +319,7 @@ class Connection:
             if line.reading.done():
                 return line.reading.result()
             try:
-                successor = await self._open()
+                successor = await self._open(None if self._feed.has_trade_ids else [])
             except (OSError, WebSocketException) as error:
                 log.warning("%s: no new connection yet: %s", self._venue, self._step_after(error).reason)
                 await asyncio.wait((line.reading,), timeout=max(next(waits), self._gate.seconds()))
@@ -310,6 +336,7 @@ class Connection:
             await asyncio.wait((line.reading,))
             if not isinstance(line.reading.exception(), ConnectionClosed):
                 line.reading.result()
+            await self._release(successor)
             line = successor
             waits = delays(random.Random())
 

@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidProxy,
+    InvalidProxyStatus,
+    InvalidStatus,
+    InvalidURI,
+    ProxyError,
+)
 
 from ingestion.foreign import escape
 
@@ -76,6 +83,13 @@ def next_step(error: Exception) -> NextStep:
     if isinstance(error, InvalidURI):
         # Its own message holds the address, and so maybe a key.
         return NextStep(True, "its address is not one of a WebSocket")
+    if isinstance(error, InvalidProxy):
+        # Its own message holds the address, and so maybe a password.
+        return NextStep(True, "the setting venue_proxy is not the address of an HTTP proxy")
+    if isinstance(error, InvalidProxyStatus):
+        return NextStep(False, f"the proxy answered HTTP {error.response.status_code}")
+    if isinstance(error, ProxyError):
+        return NextStep(False, f"the proxy cannot be used ({type(error).__name__})")
     if isinstance(error, InvalidStatus):
         status = error.response.status_code
         reason = f"it answered HTTP {status} {escape(error.response.reason_phrase)}"

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
-from urllib.request import urlopen
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from ingestion.proxies import direct
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -38,6 +39,7 @@ _GAUGES = (
     ("quiet_seconds", "time since the last frame"),
     ("tickless_seconds", "time since the last tick"),
     ("undelivered_instruments", "instruments that are followed and of which no tick comes"),
+    ("left_out", "instruments whose names the contract does not take"),
     ("gaps_open", "gaps that are reported and not filled"),
 )
 _TOTALS = (
@@ -122,7 +124,7 @@ def fetch_status(folder: Path) -> dict[str, Any] | None:
     """What the ingester with this spool says of itself; None where none runs."""
     try:
         url = json.loads((folder / ADDRESS_FILE).read_text(encoding="utf-8"))["url"]
-        with urlopen(f"{url}/status", timeout=10) as answer:
+        with direct().open(f"{url}/status", timeout=10) as answer:
             status: dict[str, Any] = json.load(answer)
             return status
     except (FileNotFoundError, URLError, ConnectionError):

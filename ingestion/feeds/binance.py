@@ -3,7 +3,8 @@
 A frame is
 `{"stream":"btcusdt@trade","data":{"e":"trade","E":ms,"s":"BTCUSDT","t":id,"p":"price","q":"quantity","T":ms,"m":true}}`.
 Trade ids (t) have no holes per symbol. E is when the event was sent, T when the trade was made: T is the tick's time.
-A connection is cut after 24 hours.
+Times are in milliseconds, or in microseconds where the address has timeUnit=MICROSECOND. A connection is cut after a
+day.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ STREAMS_IN_URL = 100
 
 # Streams that are no trades, as Binance documents them: harmless if a server sends them unasked.
 _OTHER_STREAM = re.compile(
-    r"[a-z0-9]+@(aggTrade|avgPrice|bookTicker|miniTicker|ticker|kline|depth)(_\w+|\d*(@\d+ms)?)|!\w+@(arr)(@\d+ms)?"
+    r"[a-z0-9]+@(aggTrade|avgPrice|bookTicker|miniTicker|ticker(_\w+)?|kline_\w+|depth\d*(@\d+ms)?)|!\w+@arr(@\d+ms)?"
 )
 _FIELDS = ("t", "p", "q", "T")
 
@@ -37,6 +38,7 @@ class Binance:
     """The trades of some instruments, on one connection."""
 
     name = "binance"
+    has_trade_ids = True
     silence_seconds = 20.0
     connection_lifetime_seconds: float | None = 24 * 3600.0
     # "WebSocket connections have a limit of 5 incoming messages per second", pings and pongs too; whoever sends more is
@@ -46,7 +48,7 @@ class Binance:
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None) -> None:
         self._base = url or URL
         self._streams = Subscription(instruments, _stream, _request)
-        self._in_url: list[str] = []
+        self._in_url = self._streams.names[:STREAMS_IN_URL]
 
     @property
     def url(self) -> str:
@@ -80,8 +82,8 @@ class Binance:
             return [self._other(message, frame, received_ns)]
         instrument = self._streams.find(stream)
         if instrument is None:
-            if other := _OTHER_STREAM.fullmatch(stream):
-                return [Ignored(other[1] or other[4])]
+            if _OTHER_STREAM.fullmatch(stream):
+                return [Ignored(stream.partition("@")[2])]
             return [Reject(received_ns, self.name, f"unknown stream {brief(stream)}", frame)]
         return [self._trade(instrument, trade, frame, received_ns)]
 
@@ -101,8 +103,7 @@ class Binance:
         if trade.get("s") != instrument.symbol:
             reason = f"unknown symbol {brief(trade.get('s'))} on the stream of {instrument.symbol}"
             return Reject(received_ns, self.name, reason, frame)
-        made_at = trade.get("T")
-        event_ns = made_at * 1_000_000 if type(made_at) is int else None
+        event_ns = fields.unix_ns(trade.get("T"))
         return fields.trade(self.name, instrument, trade, _FIELDS, event_ns, frame, received_ns)
 
 
@@ -123,8 +124,7 @@ async def _pages(rest: Rest, trades: history.Trades, now_ns: Callable[[], int]) 
         page = history.rows(await rest.get("/api/v3/historicalTrades", query))
         ticks = []
         for row in page:
-            made_at = row.get("time")
-            event_ns = made_at * 1_000_000 if type(made_at) is int else None
+            event_ns = fields.unix_ns(row.get("time"))
             ticks.append(history.trade(Binance.name, trades, row, ("id", "price", "qty", "time"), event_ns, now_ns()))
         if not ticks:
             return
@@ -149,6 +149,8 @@ VENUE = Venue(
     contiguous_ids=True,
     feed=lambda instruments, url, _: Binance(instruments, url),
     rest_url="https://api.binance.com",
+    # https://developers.binance.com/docs/binance-spot-api-docs/faqs/market_data_only
+    market_data_url="https://data-api.binance.vision",
     history=history.History(0.5, _pages),
     pairs=_pairs,
 )

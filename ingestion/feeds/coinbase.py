@@ -40,6 +40,7 @@ class Coinbase:
     """The trades of some instruments, on one connection."""
 
     name = "coinbase"
+    has_trade_ids = True
     # A heartbeat comes every second.
     silence_seconds = 4.0
     connection_lifetime_seconds: float | None = None

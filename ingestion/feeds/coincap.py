@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ingestion import fields
 from ingestion.feeds.venue import Venue
 from ingestion.foreign import brief
-from ingestion.instruments import NAME, Instrument, of_table
+from ingestion.instruments import Instrument, of_table
 from ingestion.rest import Rest, RestBusy
 from ingestion.ticks import DIGITS, Control, Event, Ignored, Reject, Tick, is_price
 
@@ -30,6 +30,7 @@ class CoinCap:
     """The prices of some assets, or with an instrument whose symbol is ALL of all that CoinCap knows."""
 
     name = "coincap"
+    has_trade_ids = False
     silence_seconds = 30.0
     connection_lifetime_seconds: float | None = None
     request_seconds = 0.0
@@ -93,11 +94,7 @@ async def largest_assets(rest: Rest, count: int) -> list[tuple[str, str]]:
     if not isinstance(rows, list):
         raise RestBusy("/v3/assets: the answer has no list of assets")
     assets = [(row.get("id"), row.get("symbol")) for row in rows if isinstance(row, dict)]
-    return [
-        (slug, ticker)
-        for slug, ticker in assets
-        if isinstance(slug, str) and isinstance(ticker, str) and NAME.fullmatch(slug)
-    ][:count]
+    return [(slug, ticker) for slug, ticker in assets if isinstance(slug, str) and isinstance(ticker, str)][:count]
 
 
 VENUE = Venue(

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
 from ingestion.feeds.venue import Venue
-from ingestion.foreign import brief
+from ingestion.foreign import brief, escape
 from ingestion.instruments import Instrument, of_table
 from ingestion.pairs import Pair, rows_with
 from ingestion.rest import Rest, RestBusy, RestRefused
@@ -30,6 +30,18 @@ _SYMBOLS = {name: symbol for symbol, name in REST_NAMES.items()}
 
 _already = re.compile("already subscribed", re.IGNORECASE).search
 
+# Errors that stay: the question is wrong. All others pass, as EGeneral:Temporary lockout, EGeneral:Internal error,
+# EService:Unavailable or EAPI:Rate limit exceeded; W is a warning.
+# https://docs.kraken.com/api/docs/guides/spot-errors
+_REFUSALS = (
+    "EQuery:",
+    "EGeneral:Invalid arg",
+    "EGeneral:Permission",
+    "EGeneral:Unknown method",
+    "EAPI:Invalid",
+    "EAPI:Bad",
+)
+
 _FIELDS = ("trade_id", "price", "qty", "timestamp")
 _OTHER_CHANNELS = {"status", "ticker", "book", "level3", "ohlc", "instrument"}
 
@@ -38,6 +50,7 @@ class Kraken:
     """The trades of some instruments, on one connection."""
 
     name = "kraken"
+    has_trade_ids = True
     silence_seconds = 4.0
     connection_lifetime_seconds: float | None = None
     # Kraken documents no number ("Exceeded msg rate" depends on its load), so this is a cautious one.
@@ -133,10 +146,11 @@ def _past_trades(answer: object) -> tuple[list[tuple[dict[str, object], int | No
         raise RestBusy("the answer is not an object")
     errors = answer.get("error")
     if isinstance(errors, list) and errors:
-        text = ", ".join(map(str, errors))[:200]
-        if any(str(one).startswith(("EGeneral:Too many", "EAPI:Rate", "EService")) for one in errors):
+        text = escape(", ".join(map(str, errors)))
+        if any(str(one).startswith(_REFUSALS) for one in errors):
+            raise RestRefused(text)
+        if any(not str(one).startswith("W") for one in errors):
             raise RestBusy(text)
-        raise RestRefused(text)
     result = answer.get("result")
     if not isinstance(result, dict) or not str(result.get("last", "")).isdecimal():
         raise RestBusy("the answer has no trades")

@@ -20,6 +20,10 @@ class Feed(Protocol):
         """The venue, as `source` of its ticks."""
 
     @property
+    def has_trade_ids(self) -> bool:
+        """Whether its ticks have ids, by which a repeat is known."""
+
+    @property
     def url(self) -> str:
         """Where to connect, read before each connection. It may hold a key: a log has this without its query."""
 
@@ -75,6 +79,8 @@ class Venue:
     feed: MakeFeed
     rest_url: str
     """Its own REST: of its past trades and its pairs."""
+    market_data_url: str | None = None
+    """Serves the same lists and trades, also where `rest_url` is closed for legal reasons."""
     history: History | None = None
     """Its past trades, with which gaps are filled; None: they cannot be had."""
     pairs: Pairs | None = None

@@ -210,7 +210,8 @@ def test_assets_come_and_go_on_a_live_feed_without_a_gap_in_the_others(name: str
             await until(lambda: bool(ticks("dogecoin")))
             symbol = traded.symbols["solana"]
             assert refresh.instrument(symbol) is None
-            await asyncio.sleep(1.0)
+            # Longer than Kraken's snapshot of the latest trades reaches back.
+            await asyncio.sleep(3.0)
             before = len(ticks("solana"))
             listing.assets[:] = ["bitcoin", "dogecoin", "solana"]
             await until(lambda: len(ticks("solana")) > before)
