@@ -58,7 +58,7 @@ FLAGS = (
     "healthy_seconds", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions",
     "kafka_retention_hours", "kafka_retention_bytes", "kafka_client", "max_frame_bytes", "max_in_flight",
     "stop_seconds", "spool_dir", "spool_fsync_ms", "spool_max_bytes", "record", "record_bytes", "metrics_port",
-    "stale_seconds", "log_format",
+    "stale_seconds", "log_format", "clock_step_seconds",
 )  # fmt: skip
 
 
@@ -69,14 +69,17 @@ class Ingester:
         self._settings = settings
         self._followed = followed
         self._spool = spool
-        self._clock = Clock()
-        self._clock_steps = 0
+        self._clock = Clock(persist_seconds=settings.clock_step_seconds)
+        self._clock_steps = self._clock_takeovers = 0
         self._topics = Topics(settings.ticks_topic, settings.rejects_topic, settings.gaps_topic)
         self._state = State.load(spool.folder)
         self._tracker = recover_tracker(self._state, spool, self._topics)
         resume(self._tracker, followed, all_at_once=settings.all_feeds_at_once)
         spool.retain(self._state.position)
-        self._recording = Recording(settings.record, settings.record_bytes) if settings.record else None
+        try:
+            self._recording = Recording(settings.record, settings.record_bytes) if settings.record else None
+        except OSError as error:
+            raise SettingsError(f"record = {settings.record}: {error}") from error
         self._intakes = [
             Intake(each.feed, spool, Counts(), self._topics, self._tracker, Liveness(settings.stale_seconds))
             for each in followed
@@ -105,7 +108,7 @@ class Ingester:
 
     def _parts(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside reading, writing and sending, until it is cancelled or fails."""
-        parts = [self._progress(), self._save()]
+        parts = [self._progress(), self._save(), self._watch_clock()]
         if self._recording is not None:
             parts.append(self._recording.run())
         return parts
@@ -192,6 +195,7 @@ class Ingester:
             "connections": sum(each.connections for each in counts),
             "takeovers": self._failover.takeovers,
             "clock_steps": self._clock_steps,
+            "clock_takeovers": self._clock_takeovers,
         }
 
     def status(self) -> dict[str, Any]:
@@ -259,6 +263,12 @@ class Ingester:
     def _notes(self, feeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """What whoever runs this should know, though it is no reason to act at once."""
         notes = []
+        if ahead := self._clock.ahead_ns:
+            notes.append(f"the machine's clock was set: it is {ahead / 1e9:+.3f} s ahead of the receipt times")
+        if self._clock_takeovers:
+            notes.append(f"receipt times have followed the machine's clock after {self._clock_takeovers} steps of it")
+        if self._recording is not None and self._recording.failure is not None:
+            notes.append(self._recording.failure)
         for name, feed in feeds.items():
             if feed["left_out"]:
                 names = ", ".join(feed["left_out_names"])
@@ -308,10 +318,23 @@ class Ingester:
             if turn % 2 == 0:
                 for intake in self._intakes:
                     intake.rejects.end_period()
-            step = self._clock.check()
-            if step:
+
+    async def _watch_clock(self) -> None:
+        """Notice when the machine's clock is set, and go by it once that has lasted."""
+        persist = self._settings.clock_step_seconds
+        while True:
+            await asyncio.sleep(min(PROGRESS_SECONDS, max(0.1, persist / 4)))
+            if step := self._clock.check():
                 self._clock_steps += 1
-                log.warning("the machine's clock was set by %+.3f s; receipt times go on from the start's", step / 1e9)
+                log.warning(
+                    "the machine's clock was set by %+.3f s; receipt times follow if that lasts for %.0f s",
+                    step / 1e9,
+                    persist,
+                )
+            if moved := self._clock.take_over():
+                self._clock_takeovers += 1
+                self._tracker.clock_moved(moved)
+                log.warning("receipt times were moved by %+.3f s, to the machine's clock as it now is", moved / 1e9)
 
 
 async def ingest(settings: Settings) -> int:

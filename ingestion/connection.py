@@ -193,7 +193,7 @@ class Connection:
         return step
 
     async def _open(self, held: list[tuple[bytes, int]] | None = None) -> _Line:
-        """A connection that is up and read; into `held` first, if that is given. Raises OSError or WebSocketException."""
+        """A connection that is up and read, into `held` first if it is given. Raises OSError or WebSocketException."""
         while (wait := self._gate.seconds()) > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait)

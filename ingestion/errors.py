@@ -3,6 +3,7 @@
 IngestionError
   VenueRefused     no further attempt to connect can succeed
   DeliveryFailed   Kafka will not take a message
+    MessageTooLarge  because of its size, or that of its batch
   SpoolInUse       another process writes the spool
   SpoolFailed      the disk does not take what was received
   SpoolDamaged     the disk does not give back what it took
@@ -51,6 +52,10 @@ class VenueRefused(IngestionError):
 
 class DeliveryFailed(IngestionError):
     """Kafka refused a message for good."""
+
+
+class MessageTooLarge(DeliveryFailed):
+    """Kafka takes no message, or no batch of messages, of this size."""
 
 
 class SpoolInUse(IngestionError):

@@ -249,6 +249,18 @@ class GapTracker:
             if of == source and symbol not in symbols:
                 self.follow_anew(of, symbol)
 
+    def clock_moved(self, by_ns: int) -> None:
+        """The clock of receipt times was set: what waits for its time to pass goes on waiting as long as it would have.
+
+        Times that were reported stay as they were.
+        """
+        for line in self._lines.values():
+            if line.mentioned is not None:
+                line.mentioned = line.mentioned[0], line.mentioned[1] + by_ns
+            for hole in line.holes:
+                if not hole.reported:
+                    hole.found_ns += by_ns
+
     def changes(self, now_ns: int) -> list[Gap]:
         """The rows to report: new gaps, and those that were filled or filled in part since the last call."""
         rows: list[Gap] = []

@@ -45,6 +45,7 @@ _GAUGES = (
 _TOTALS = (
     ("published", "messages that Kafka has acknowledged"),
     ("clock_steps", "times that the machine's clock was set"),
+    ("clock_takeovers", "times that receipt times were moved to the machine's clock, after a step that lasted"),
     ("takeovers", "times that a fallback took over"),
 )
 _LEVELS = (

@@ -121,6 +121,18 @@ class Reject:
         return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def shortened_reject(value: bytes, most: int) -> bytes:
+    """A reject's message with so much of its frame as `most` bytes hold; any other message as it is."""
+    try:
+        message = json.loads(value)
+        # A character of the frame takes up to six bytes in JSON.
+        frame_bytes = len(json.dumps(message["raw"], ensure_ascii=False).encode())
+        message["raw"] = message["raw"][: max(0, most - len(value) + frame_bytes - 2) // 6]
+    except (ValueError, KeyError, TypeError):
+        return value
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Ignored:
     """A well-formed frame that carries no tick: an answer to a subscription, or a stream nobody asked for."""
