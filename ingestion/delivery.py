@@ -77,6 +77,8 @@ class Delivery:
             records = self._spool.read()
             waiting = publisher.in_flight
             self._settle(publisher)
+            # Also while nothing more is to be sent.
+            publisher.check()
             if not records:
                 await self._spool.more(SETTLE_SECONDS if waiting else None)
                 continue

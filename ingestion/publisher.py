@@ -161,12 +161,16 @@ class KafkaPublisher(ABC):
                 log.warning("topic %s has %d partitions, not %d: it keeps them", topic, count, self._partitions)
         return counts
 
+    def check(self) -> None:
+        """Raises DeliveryFailed if Kafka has refused a message that it was sent."""
+        if self._refusal is not None:
+            raise _failure("Kafka refused a message", self._refusal) from self._refusal
+
     async def send(self, topic: str, key: bytes, value: bytes) -> None:
         self._settle()
         if self._waiting() >= self._limit:
             await self._room()
-        if self._refusal is not None:
-            raise _failure("Kafka refused a message", self._refusal) from self._refusal
+        self.check()
         if len(value) > self.largest:
             value = shortened_reject(value, self.largest)
         if topic not in self._partition_counts:
