@@ -186,6 +186,17 @@ class Settings(BaseModel):
     spool_max_bytes: int = Field(
         8 << 30, ge=1 << 20, description="size of the spool from which on nothing more is read from the venue"
     )
+    clock_step_seconds: float = Field(
+        60.0, ge=0, le=86_400, description="a step of the machine's clock that lasts so long moves receipt times too"
+    )
+    market_data_urls: Mapped = Field(
+        {},
+        description="REST addresses asked where a venue's is closed (HTTP 451), as FEED=URL; default: the venues' own",
+    )
+    venue_proxy: SecretUrl | None = Field(
+        None,
+        description="HTTP proxy to venues on other machines; in the environment, TICKHOUSE_VENUE_PROXY, never a flag",
+    )
 
     # Alerts and their notifier
     alerts_topic: Topic = Field("alerts", description="topic of the alerts")
