@@ -13,8 +13,7 @@
 # Spark options are those of Spark's own spark-submit (--conf, --driver-memory, ...); they win over conf/spark-*.conf.
 # YARN is the one that HADOOP_CONF_DIR says, else the one of `scripts/services up hdfs yarn`. A cluster's nodes need a
 # Python of the version here, found as PYSPARK_PYTHON says (python3.11, for example), and nothing of ours: code, Python
-# packages, jars and settings go along. The environment's TICKHOUSE_ settings go along too, but none that ends in _KEY,
-# _SECRET, _PASSWORD or _TOKEN.
+# packages and jars go along, and a file of the settings that jobs take. No other setting leaves this machine.
 #
 # Exit codes: the job's; on yarn-cluster 1 if it failed, whatever its own; 2 wrong usage or setting; 6 not set up.
 set -euo pipefail
@@ -61,7 +60,9 @@ java_home=$("$PROJECT/scripts/java-home") || fail $NOT_SET_UP "there is no Java 
 ask() { PYTHONPATH=$PROJECT "$PYTHON" -m "$@"; }
 
 facts=$(ask submit.facts "$@") || exit
-{ read -r settings_file && read -r state && read -r filesystem && read -r webhdfs && read -r network; } <<<"$facts"
+{ read -r state && read -r filesystem && read -r webhdfs && read -r -a withheld && read -r network; } <<<"$facts"
+# Spark gives its environment to processes of its own.
+((${#withheld[@]} == 0)) || unset "${withheld[@]}"
 
 # ---- Spark's options. Later ones win: ours first, then those of the command line.
 
@@ -131,17 +132,11 @@ case $on in
     yarn-cluster)
         options=(--master yarn --deploy-mode cluster "${options[@]}")
         ship_to_yarn
-        options+=(--conf "spark.yarn.dist.files=$settings_file#settings.toml")
+        job_settings=$(ask submit.settings ${dry_run:+--name-only} "$@")
+        options+=(--conf "spark.yarn.dist.files=$job_settings#settings.toml")
         options+=(--conf spark.yarn.appMasterEnv.TICKHOUSE_CONF=settings.toml)
         options+=(--conf spark.yarn.appMasterEnv.PYTHONPATH=packages)
         options+=(--conf "spark.yarn.appMasterEnv.PYSPARK_PYTHON=$node_python")
-        for name in $(compgen -e TICKHOUSE_); do
-            case $name in
-                TICKHOUSE_CONF | TICKHOUSE_CACHE | TICKHOUSE_RECORDINGS) ;; # of this machine
-                *_KEY | *_SECRET | *_PASSWORD | *_TOKEN) ;;                 # a command line is no place for a secret
-                *) options+=(--conf "spark.yarn.appMasterEnv.$name=${!name}") ;;
-            esac
-        done
         ;;
     spark://*)
         options=(--master "$on" "${options[@]}")

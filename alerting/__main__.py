@@ -6,7 +6,9 @@ The rule is that of gold.alerts (lake/gold/alerts.py), tick by tick as they come
 and waits for no table. gold.alerts is exact: it includes late ticks, which are skipped here. A row is sent when an
 episode opens and when it closes, at least once, under the same alert_id.
 
-It resumes at its committed offsets, after reading the LOOK_BACK_SECONDS before to find the open episodes.
+It resumes at its committed offsets, after reading the LOOK_BACK_SECONDS before to find the open episodes. A second
+process with the same topics stands by, and takes over when the first ends. Who reads only committed records of topic
+`alerts` sees each row once.
 
 Exit codes: 0 ended by SIGINT or SIGTERM, 2 a wrong setting.
 """
@@ -19,16 +21,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from typing import Any
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from conf.logs import set_up_logging
+from conf.one_reader import OneReader
 from conf.settings import Settings, arguments, from_command_line
 from lake.contract import Pair, TickRules, feeds
 from lake.gold.alerts import Alert, AlertTick, Episodes, alert_row
@@ -40,6 +44,10 @@ logger = logging.getLogger("alerting")
 
 LOOK_BACK_SECONDS = 600
 POLL_MS = 50
+COMMIT_SECONDS = 5
+# Readers of committed records wait so long for a transaction of a process that has died, if nobody takes over.
+TRANSACTION_MS = 10_000
+CLOSE_SECONDS = 5
 # Prices have up to 28 digits, which must not be rounded.
 _EXACT = Context(prec=40)
 
@@ -82,81 +90,136 @@ def _json_value(value: datetime | Decimal) -> str:
     return f"{value.normalize(_EXACT):f}"
 
 
-def resume(consumer: KafkaConsumer, topic: str, stop: threading.Event) -> dict[TopicPartition, int]:
-    """Seek to LOOK_BACK_SECONDS before the committed offsets. Returns the offsets from which alerts are sent."""
-    while not (numbers := consumer.partitions_for_topic(topic)):
-        logger.info("waiting for topic %s", topic)
-        if stop.wait(1):
-            return {}
-    partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
-    consumer.assign(partitions)
-    ends = consumer.end_offsets(partitions)
-    since = int((time.time() - LOOK_BACK_SECONDS) * 1000)
-    earlier = consumer.offsets_for_times(dict.fromkeys(partitions, since))
-    resumes = {}
-    for partition in partitions:
-        committed = consumer.committed(partition)
-        # On the first start, send no alerts for the past; gold.alerts has them.
-        resumes[partition] = ends[partition] if committed is None else committed
-        look_back = earlier.get(partition)
-        begin = min(resumes[partition], look_back.offset if look_back else ends[partition])
-        consumer.seek(partition, begin)
-        logger.info("partition %d: reads on at %d, looks back to %d", partition.partition, resumes[partition], begin)
-    return resumes
+@dataclass
+class Alerting:
+    """Reads ticks and sends alerts; Kafka commits an alert together with how far the ticks were read.
 
+    `known`: whether this process has read ticks before, so that a group without offsets is one that has lost them.
+    """
 
-def create_topic(settings: Settings) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    try:
-        options = {"num_partitions": settings.kafka_partitions, "replication_factor": 1}
-        admin.create_topics({settings.alerts_topic: options})
-    except TopicAlreadyExistsError:
-        pass
-    finally:
-        admin.close()
+    settings: Settings
+    tell: Callable[[str], None]
+    known: bool = False
 
+    def run(self, stop: threading.Event) -> None:
+        """Raise alerts until `stop` is set. Raises KafkaError if Kafka fails, or another process took over."""
+        settings = self.settings
+        create_topic(settings)
+        servers, group = settings.kafka_bootstrap_servers, f"{settings.alerts_topic}-of-{settings.ticks_topic}"
+        options = {"fetch_max_wait_ms": POLL_MS, "reconnect_backoff_max_ms": 2_000}
+        with ExitStack() as open_clients:
+            reader = OneReader(servers, settings.ticks_topic, group, options)
+            open_clients.callback(reader.close)
+            while not stop.is_set():
+                reader.poll(POLL_MS)
+                if reader.is_new:
+                    with sender(servers, group) as producer:
+                        self._read(reader, producer, stop)
 
-def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> None:
-    """Raise alerts until `stop` is set. Raises KafkaError if Kafka fails."""
-    rules, rules_of_ticks = gold_rules(settings), tick_rules(settings)
-    state = Watch(rules.alerts, dict(rules.symbols))
-    create_topic(settings)
-    servers = settings.kafka_bootstrap_servers
-    consumer = KafkaConsumer(
-        bootstrap_servers=servers,
-        group_id=f"{settings.alerts_topic}-of-{settings.ticks_topic}",
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=POLL_MS,
-        reconnect_backoff_max_ms=2_000,
-    )
-    producer = KafkaProducer(bootstrap_servers=servers, acks="all", enable_idempotence=True)
-    try:
-        resumes = resume(consumer, settings.ticks_topic, stop)
-        logger.info("watching topic %s for topic %s", settings.ticks_topic, settings.alerts_topic)
+    def _read(self, reader: OneReader, producer: KafkaProducer, stop: threading.Event) -> None:
+        """Read from where the group stopped, until `stop` is set or the partitions are others."""
+        rules, rules_of_ticks = gold_rules(self.settings), tick_rules(self.settings)
+        state = Watch(rules.alerts, dict(rules.symbols))
+        resumes = self._resume(reader)
         committed_at = 0.0
-        while not stop.is_set():
-            deliveries = []
-            for partition, records in consumer.poll(timeout_ms=POLL_MS).items():
+        while not stop.is_set() and not reader.is_new:
+            rows: list[tuple[bytes, bytes]] = []
+            for partition, records in reader.poll(POLL_MS).items():
                 for record in records:
                     alert = alert_in(record, state, rules_of_ticks, datetime.now(UTC))
                     if alert is None or record.offset < resumes[partition]:
                         continue
                     value = message(alert, rules.alerts, datetime.now(UTC))
-                    tell(value.decode())
-                    if time.time() - alert.opened_at / 1e6 <= settings.alert_stale_seconds or alert.closed_at:
-                        key = ":".join(alert.pair).encode()
-                        deliveries.append(producer.send(settings.alerts_topic, value, key=key))
-            for future in deliveries:
-                future.get(timeout=30)
-            if deliveries or time.monotonic() - committed_at > 5:
-                # Do not commit an offset before those where it resumed.
-                if all(consumer.position(partition) >= offset for partition, offset in resumes.items()):
-                    consumer.commit()
+                    self.tell(value.decode())
+                    if time.time() - alert.opened_at / 1e6 <= self.settings.alert_stale_seconds or alert.closed_at:
+                        rows.append((":".join(alert.pair).encode(), value))
+            if not reader.consumer.assignment():
+                return
+            if rows or time.monotonic() - committed_at > COMMIT_SECONDS:
+                self._commit(reader, producer, rows, resumes)
                 committed_at = time.monotonic()
+
+    def _commit(
+        self,
+        reader: OneReader,
+        producer: KafkaProducer,
+        rows: list[tuple[bytes, bytes]],
+        resumes: dict[TopicPartition, int],
+    ) -> None:
+        """Send alerts, and store how far the ticks were read: both or neither."""
+        positions = reader.positions()
+        # Do not commit an offset before those where it resumed.
+        offsets = {
+            partition: at if at.offset >= resumes[partition] else at._replace(offset=resumes[partition])
+            for partition, at in positions.items()
+        }
+        producer.begin_transaction()
+        deliveries = [producer.send(self.settings.alerts_topic, value, key=key) for key, value in rows]
+        producer.send_offsets_to_transaction(offsets, reader.consumer.group_metadata())
+        producer.commit_transaction()
+        for delivery in deliveries:
+            delivery.get(timeout=30)
+
+    def _resume(self, reader: OneReader) -> dict[TopicPartition, int]:
+        """Seek to LOOK_BACK_SECONDS before the stored offsets. Returns the offsets from which alerts are sent.
+
+        What is stored is of no use if the topic was made anew, or has lost records. Then alerts are sent for the ticks
+        that Kafka took while an alert of theirs would still be news: none is missed, and none is stale.
+        """
+        consumer, stored = reader.consumer, reader.stored()
+        now = time.time()
+        earlier = consumer.offsets_for_times(dict.fromkeys(stored, int((now - LOOK_BACK_SECONDS) * 1_000)))
+        news = consumer.offsets_for_times(dict.fromkeys(stored, int((now - self.settings.alert_stale_seconds) * 1_000)))
+        # On the first start, send no alerts for the past; gold.alerts has them.
+        is_first = not self.known and all(place.offset is None for place in stored.values())
+        resumes, begins = {}, {}
+        for partition, place in stored.items():
+            fresh = news[partition].offset if news.get(partition) else place.end
+            resumes[partition] = place.offset if place.offset is not None and not place.is_lost else fresh
+            if is_first:
+                resumes[partition] = place.end
+            look_back = earlier[partition].offset if earlier.get(partition) else place.end
+            begins[partition] = min(resumes[partition], look_back)
+            logger.info(
+                "partition %d: reads on at %d, looks back to %d",
+                partition.partition,
+                resumes[partition],
+                begins[partition],
+            )
+        reader.start(begins)
+        self.known = True
+        logger.info("watching topic %s for topic %s", self.settings.ticks_topic, self.settings.alerts_topic)
+        return resumes
+
+
+@contextmanager
+def sender(servers: str, group: str) -> Iterator[KafkaProducer]:
+    """A producer of transactions. Kafka takes no further ones of a process that had the group's partitions before."""
+    producer = KafkaProducer(
+        bootstrap_servers=servers,
+        acks="all",
+        enable_idempotence=True,
+        transactional_id=group,
+        transaction_timeout_ms=TRANSACTION_MS,
+        max_block_ms=TRANSACTION_MS,
+    )
+    try:
+        producer.init_transactions()
+        yield producer
     finally:
-        producer.close()
-        consumer.close(autocommit=False)
+        producer.close(timeout=CLOSE_SECONDS)
+
+
+def create_topic(settings: Settings) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        # -1: as many replicas as the broker's default.
+        options = {"num_partitions": settings.kafka_partitions, "replication_factor": -1}
+        admin.create_topics({settings.alerts_topic: options})
+    except TopicAlreadyExistsError:
+        pass
+    finally:
+        admin.close()
 
 
 def alert_in(record: Any, state: Watch, rules: TickRules, now: datetime) -> Alert | None:
@@ -178,9 +241,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    alerting = Alerting(settings, lambda line: print(line, flush=True))
     while not stop.is_set():
         try:
-            watch(settings, stop, lambda line: print(line, flush=True))
+            alerting.run(stop)
         except KafkaError as error:
             logger.warning("Kafka at %s: %r; trying again", settings.kafka_bootstrap_servers, error)
             stop.wait(2)

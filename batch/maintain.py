@@ -405,8 +405,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     if own.json:
-        parts = {"before": before, "work": work, "after": after}
-        print(json.dumps({"executed": own.execute, **{key: list(map(asdict, rows)) for key, rows in parts.items()}}))
+        files_before, files_after = ([asdict(table) for table in tables] for tables in (before, after))
+        works = [asdict(table) for table in work]
+        print(json.dumps({"executed": own.execute, "before": files_before, "work": works, "after": files_after}))
     else:
         print("\n".join([render(before), "", *map(str, work)]))
         print(f"\n{render(after)}" if own.execute else "nothing was changed: --execute does it")

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -163,6 +163,19 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@contextmanager
+def started(settings: Settings, names: Sequence[str] = SERVICES) -> Iterator[None]:
+    """The services run; in the end those that did not run before are stopped. Raises ServiceError."""
+    running = {state.service for state in services.states(settings, names) if state.pid is not None}
+    ours = [service for service in names if service not in running]
+    try:
+        services.up(settings, names)
+        yield
+    finally:
+        if ours:
+            services.down(settings, ours)
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -195,10 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOT_SET_UP
     results: list[dict[str, Any]] = []
     with ExitStack() as cleanup:
-        running = {state.service for state in services.states(settings, SERVICES) if state.pid is not None}
-        if ours := [service for service in SERVICES if service not in running]:
-            cleanup.callback(services.down, settings, ours)
-        services.up(settings, SERVICES)
+        cleanup.enter_context(started(settings))
         if not own.keep:
             cleanup.callback(remove, settings, list(topics.values()), folder)
         folder.mkdir(parents=True)

@@ -32,19 +32,17 @@ import json
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kafka.errors import KafkaError
-
 import services
-from benchmarks.backlog import SERVICES, remove, say
+from benchmarks.backlog import say, started
 from benchmarks.figures import compare, render_table
 from benchmarks.load import LoadFailed
+from benchmarks.places import own_places, remove_traces
 from benchmarks.scenarios import EXACT, Measurement, Scenario, parse_scenario
 from conf.settings import PROJECT, Settings, arguments, from_command_line, settings_file
 
@@ -52,39 +50,21 @@ SCENARIOS = "1,5,500,5000,20000,5+odd,5+repeats,5+both,restart-5,restart-5000"
 LOAD_FAILED, TERMINATED = 7, 143
 
 
-def own_places(settings: Settings, name: str) -> Settings:
-    """The settings with a scenario's own topics and lake."""
-    topics = {f"{kind}_topic": f"benchmark-{kind}-{name}" for kind in ("ticks", "rejects", "gaps")}
-    root = f"{settings.lake_root}-benchmark-{name}"
-    return settings.model_copy(update={**topics, "lake_root": root, "checkpoint": f"{root}/_checkpoints/ticks"})
-
-
 def measure(
     scenario: Scenario, settings: Settings, project: Path, conf: Path, rate: float, seconds: float, keep: bool
 ) -> dict[str, Any]:
     """A scenario's row. Removes its topics and lake, but keeps a failed job's logs. Raises LoadFailed."""
-    name = uuid.uuid4().hex[:8]
-    settings = own_places(settings, name)
-    folder = settings.state_dir / "benchmark" / name
-    folder.mkdir(parents=True)
+    settings, folder = own_places(settings)
     with ExitStack() as cleanup:
         if not keep:
             cleanup.callback(remove_traces, settings, folder)
         row = Measurement(scenario, settings, project, conf, folder, rate, seconds).run()
         if row["outcome"] != EXACT and not keep:
-            logs = folder.with_name(f"failed-{name}")
+            logs = folder.with_name(f"failed-{folder.name}")
             folder.rename(logs)
             say(f"{scenario.name}: the job's logs are in {logs}")
     say(f"{scenario.name}: {row['outcome']}")
     return row
-
-
-def remove_traces(settings: Settings, folder: Path) -> None:
-    topics = [settings.ticks_topic, settings.rejects_topic, settings.gaps_topic]
-    try:
-        remove(settings, topics, folder)
-    except KafkaError as error:
-        say(f"not removed, since Kafka does not answer ({error!r}): {', '.join(topics)}, {settings.lake_root}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,10 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with ExitStack() as cleanup:
         try:
-            running = {state.service for state in services.states(settings, SERVICES) if state.pid is not None}
-            if ours := [service for service in SERVICES if service not in running]:
-                cleanup.callback(services.down, settings, ours)
-            services.up(settings, SERVICES)
+            cleanup.enter_context(started(settings))
             for scenario in scenarios:
                 for project in projects:
                     say(f"{scenario.name}: {project}")

@@ -1,11 +1,11 @@
-"""The streaming job as a process, for benchmarks/instruments.py: its log, its memory and its CPU time."""
+"""The streaming job as a process, for benchmarks/run.py: its log, its memory and its CPU time."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,7 +66,9 @@ def count_records(batches: Iterable[MicroBatch]) -> int:
 class Job:
     """A run of ./spark-submit.sh streaming/ticks.py, of the checkout in `project`."""
 
-    def __init__(self, project: Path, flags: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, project: Path, flags: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.log = log
         command = [str(project / "spark-submit.sh"), "streaming/ticks.py", *flags]
         with log.open("w", encoding="utf-8") as output:
@@ -77,7 +79,7 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ,
+                env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
         self._seen: set[psutil.Process] = {self._process}

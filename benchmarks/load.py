@@ -1,4 +1,4 @@
-"""The load of benchmarks/instruments.py: sends ticks of N instruments, invalid records and repeats to Kafka.
+"""The load of benchmarks/run.py: sends ticks of N instruments, invalid records and repeats to Kafka.
 
 The records are ingestion's: ingestion/ticks.py encodes them, and ingestion/publisher.py chooses their partition.
 """
@@ -52,7 +52,8 @@ class Shape:
 class Market:
     """Makes the records. Trade ids ascend per instrument, sequences ascend."""
 
-    def __init__(self, shape: Shape, rate: float, producer: str, seed: int = 5) -> None:
+    def __init__(self, shape: Shape, rate: float, producer: str, seed: int = 5, after: Market | None = None) -> None:
+        """after: a market of the same instruments and another producer, whose prices and trade ids go on."""
         self._shape = shape
         self._producer = producer
         self._random = random.Random(seed)
@@ -60,6 +61,8 @@ class Market:
         self._step = VOLATILITY * math.sqrt(shape.instruments / rate)
         self._prices = [self._random.uniform(0.1, 50_000) for _ in range(shape.instruments)]
         self._trade_ids = [FIRST_TRADE_ID] * shape.instruments
+        if after:
+            self._prices, self._trade_ids = list(after._prices), list(after._trade_ids)
         self._late_repeats: deque[tuple[int, Record]] = deque()
         self.ticks = self.non_ticks = self.repeats = 0
 

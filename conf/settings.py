@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import sys
@@ -33,6 +34,10 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
+
+from conf.text import has_user_info, redacted, shown
+
+logger = logging.getLogger("conf")
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_PREFIX = "TICKHOUSE_"
@@ -61,11 +66,20 @@ def _mapped(value: object) -> object:
 
 
 def _port_in_range(text: str) -> str:
-    """An address or URL whose ports exist."""
-    for port in re.findall(r":([0-9]+)", text.partition("://")[2].partition("/")[0] if "://" in text else text):
-        if not 1 <= int(port) <= 65535:
-            raise ValueError(f"port {port} is not between 1 and 65535")
+    """An address or URL whose ports exist. The message has no part of the text: a URL may hold a password."""
+    hosts = text.partition("://")[2].partition("/")[0].rpartition("@")[2] if "://" in text else text
+    for host in hosts.split(","):
+        port = re.search(r":([0-9]+)$", host)
+        if port and not (len(port[1]) <= 5 and 1 <= int(port[1]) <= 65535):
+            raise ValueError("its port is not between 1 and 65535")
     return text
+
+
+def _no_password(url: str) -> str:
+    """The address of a store, none of which takes a password from there."""
+    if re.search(r"://[^/\s]*:[^/\s]*@", url):
+        raise ValueError("there is a password in it, which no store takes from there")
+    return url
 
 
 def _http_url(secret: SecretStr) -> SecretStr:
@@ -83,13 +97,16 @@ Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 InRange = AfterValidator(_port_in_range)
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}(,[A-Za-z0-9._-]+:[0-9]{1,5})*$"), InRange]
 WebSocketUrl = Annotated[str, Field(pattern=r"^wss?://[^/\s]+(/\S*)?$"), InRange]
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$"), InRange]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$"), InRange, AfterValidator(_no_password)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_http_url)]
 MailAddress = Annotated[str, Field(pattern=r"^[!-;=?A-~]+@[A-Za-z0-9.-]+$")]
 MailAddresses = Annotated[list[MailAddress], BeforeValidator(_listed)]
 # Hadoop's own way of writing a local path has one slash, and Delta takes two ways of writing for two places.
 StorageUrl = Annotated[
-    str, Field(pattern=r"^[a-z][a-z0-9+.-]*:/\S*[^/\s]$"), AfterValidator(lambda url: url.replace("file:///", "file:/"))
+    str,
+    Field(pattern=r"^[a-z][a-z0-9+.-]*:/\S*[^/\s]$"),
+    AfterValidator(lambda url: url.replace("file:///", "file:/")),
+    AfterValidator(_no_password),
 ]
 Count = Annotated[int, Field(ge=1)]
 
@@ -168,6 +185,17 @@ class Settings(BaseModel):
     )
     spool_max_bytes: int = Field(
         8 << 30, ge=1 << 20, description="size of the spool from which on nothing more is read from the venue"
+    )
+    clock_step_seconds: float = Field(
+        60.0, ge=0, le=86_400, description="a step of the machine's clock that lasts so long moves receipt times too"
+    )
+    market_data_urls: Mapped = Field(
+        {},
+        description="REST addresses asked where a venue's is closed (HTTP 451), as FEED=URL; default: the venues' own",
+    )
+    venue_proxy: SecretUrl | None = Field(
+        None,
+        description="HTTP proxy to venues on other machines; in the environment, TICKHOUSE_VENUE_PROXY, never a flag",
     )
 
     # Alerts and their notifier
@@ -253,6 +281,7 @@ class Settings(BaseModel):
     kafka_controller_port: Port = Field(29093, description="Kafka controller")
     namenode_port: Port = Field(28020, description="NameNode RPC")
     namenode_http_port: Port = Field(29870, description="NameNode web page and WebHDFS")
+    secondarynamenode_http_port: Port = Field(29868, description="SecondaryNameNode web page")
     datanode_port: Port = Field(29866, description="DataNode data transfer")
     datanode_http_port: Port = Field(29864, description="DataNode web page")
     datanode_ipc_port: Port = Field(29867, description="DataNode RPC")
@@ -298,12 +327,19 @@ def read_settings(
         from_file = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"settings file {path}: {error}") from error
+    _warn_of_readers(path, from_file)
     exported = {
         name[len(ENVIRONMENT_PREFIX) :].lower(): value
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT_PREFIX)
     }
     exported = {name: value for name, value in exported.items() if name not in NOT_SETTINGS}
+    for name, value in flags.items():
+        if has_user_info(value):
+            raise SettingsError(
+                f"{flag(name)}: everybody on this machine sees a flag; write a URL with a user or password "
+                f"into {ENVIRONMENT_PREFIX}{name.upper()} or the settings file"
+            )
     try:
         return Settings.model_validate({**from_file, **exported, **flags})
     except ValidationError as error:
@@ -320,13 +356,28 @@ def _one_line(problem: ErrorDetails, flags: Mapping[str, Any], exported: Mapping
         where = f"{name} in {path}"
     if problem["type"] == "extra_forbidden":
         return f"{where}: there is no such setting"
-    if name in Settings.model_fields and _is_secret(Settings.model_fields[name].annotation):
+    value = repr(problem["input"])
+    # A wrong URL may have its password anywhere.
+    if _is_secret_setting(name) or re.search("://.*@", value):
         return f"{where}: {problem['msg']}"
-    return f"{where} = {problem['input']!r}: {problem['msg']}"
+    return f"{where} = {shown(value)}: {problem['msg']}"
 
 
-def _is_secret(annotation: Any) -> bool:
-    return annotation is SecretStr or any(map(_is_secret, typing.get_args(annotation)))
+def is_secret(annotation: Any) -> bool:
+    """Whether a setting of this type may not be shown, and is no flag."""
+    return annotation is SecretStr or any(map(is_secret, typing.get_args(annotation)))
+
+
+def _is_secret_setting(name: str) -> bool:
+    return name in Settings.model_fields and is_secret(Settings.model_fields[name].annotation)
+
+
+def _warn_of_readers(path: Path, values: Mapping[str, Any]) -> None:
+    """Warn where others may read a settings file with secrets."""
+    secrets = [name for name, value in values.items() if has_user_info(value) or _is_secret_setting(name)]
+    if secrets and path.stat().st_mode & 0o077:
+        names = ", ".join(map(shown, secrets))
+        logger.warning("settings file %s holds secrets (%s), and others may read it: chmod 600 %s", path, names, path)
 
 
 def arguments(description: str | None, *names: str) -> argparse.ArgumentParser:
@@ -335,6 +386,8 @@ def arguments(description: str | None, *names: str) -> argparse.ArgumentParser:
     parser.add_argument("--conf", type=Path, metavar="FILE", help="TOML file of settings (default: conf/local.toml)")
     for name in names:
         field = Settings.model_fields[name]
+        if is_secret(field.annotation):
+            raise ValueError(f"{name} is a secret, and so no flag")
         default = field.get_default(call_default_factory=True)
         default_text = ",".join(default) if isinstance(default, list) else default
         help_text = (
@@ -371,8 +424,9 @@ def from_command_line(
 
 def main() -> None:
     """Print the settings in force as JSON: `python -m conf.settings`."""
-    settings, _ = from_command_line(arguments(main.__doc__, *Settings.model_fields))
-    print(json.dumps(settings.model_dump(mode="json"), indent=2))
+    names = [name for name, field in Settings.model_fields.items() if not is_secret(field.annotation)]
+    settings, _ = from_command_line(arguments(main.__doc__, *names))
+    print(redacted(json.dumps(settings.model_dump(mode="json"), indent=2)))
 
 
 if __name__ == "__main__":

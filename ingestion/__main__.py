@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -34,7 +34,9 @@ from ingestion.errors import IngestionError, SpoolInUse, VenueRefused
 from ingestion.failover import Failover, Source
 from ingestion.following import Followed, find_feeds, resume
 from ingestion.intake import Intake, Topics
+from ingestion.liveness import Liveness
 from ingestion.operation import Operation, fetch_status, format_status
+from ingestion.proxies import proxy_of
 from ingestion.publisher import publisher
 from ingestion.recording import Recording
 from ingestion.recovery import SECTION, recover_tracker
@@ -46,14 +48,17 @@ log = logging.getLogger("ingestion")
 REFUSED, LOST, KILLED = 3, 4, 130
 UNHEALTHY, NOT_RUNNING = 1, 3
 PROGRESS_SECONDS = 5.0
+# Instruments that a status names; the others it counts.
+NAMED_AT_MOST = 100
 SAVE_SECONDS = 2.0
 FLAGS = (
-    "feed", "url", "assets", "discover", "top_assets", "discovery_seconds", "rest_urls", "backfill_max_trades",
+    "feed", "url", "assets", "discover", "top_assets", "discovery_seconds", "rest_urls", "market_data_urls",
+    "backfill_max_trades",
     "fallback_feeds", "fallback_urls", "all_feeds_at_once", "failover_seconds",
     "healthy_seconds", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions",
     "kafka_retention_hours", "kafka_retention_bytes", "kafka_client", "max_frame_bytes", "max_in_flight",
     "stop_seconds", "spool_dir", "spool_fsync_ms", "spool_max_bytes", "record", "record_bytes", "metrics_port",
-    "stale_seconds", "log_format",
+    "stale_seconds", "log_format", "clock_step_seconds",
 )  # fmt: skip
 
 
@@ -64,15 +69,21 @@ class Ingester:
         self._settings = settings
         self._followed = followed
         self._spool = spool
-        self._clock = Clock()
-        self._clock_steps = 0
+        self._clock = Clock(persist_seconds=settings.clock_step_seconds)
+        self._clock_steps = self._clock_takeovers = 0
         self._topics = Topics(settings.ticks_topic, settings.rejects_topic, settings.gaps_topic)
         self._state = State.load(spool.folder)
         self._tracker = recover_tracker(self._state, spool, self._topics)
         resume(self._tracker, followed, all_at_once=settings.all_feeds_at_once)
         spool.retain(self._state.position)
-        self._recording = Recording(settings.record, settings.record_bytes) if settings.record else None
-        self._intakes = [Intake(each.feed, spool, Counts(), self._topics, self._tracker) for each in followed]
+        try:
+            self._recording = Recording(settings.record, settings.record_bytes) if settings.record else None
+        except OSError as error:
+            raise SettingsError(f"record = {settings.record}: {error}") from error
+        self._intakes = [
+            Intake(each.feed, spool, Counts(), self._topics, self._tracker, Liveness(settings.stale_seconds))
+            for each in followed
+        ]
         self._failover = Failover(
             [Source(intake, self._connect) for intake in self._intakes],
             failover_seconds=settings.failover_seconds,
@@ -86,24 +97,25 @@ class Ingester:
 
     def _connect(self, intake: Intake) -> Connection:
         record = None if self._recording is None else self._recording.take
-        return Connection(intake, self._clock, self._settings.max_frame_bytes, record=record)
+        return Connection(
+            intake,
+            self._clock,
+            self._settings.max_frame_bytes,
+            record=record,
+            stale_seconds=self._settings.stale_seconds,
+            proxy=proxy_of(intake.feed.url, self._settings.venue_proxy),
+        )
 
     def _parts(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside reading, writing and sending, until it is cancelled or fails."""
-        parts = [self._progress(), self._save()]
+        parts = [self._progress(), self._save(), self._watch_clock()]
         if self._recording is not None:
             parts.append(self._recording.run())
         return parts
 
     def _looking_after(self, source: Source, followed: Followed) -> list[Coroutine[Any, Any, None]]:
         """A feed's gaps, and its assets where they are looked up."""
-        refresh = Refresh(
-            followed.discovery,
-            followed.feed,
-            lambda: source.connection,
-            self._tracker,
-            self._settings.discovery_seconds,
-        )
+        refresh = Refresh(followed.discovery, source, self._tracker, self._settings.discovery_seconds)
         refresh.begin(followed.instruments)
         backfill = Backfill(
             followed.feed.name,
@@ -113,8 +125,10 @@ class Ingester:
             refresh.instrument,
             rest_url=followed.rest_url,
             most_trades=self._settings.backfill_max_trades,
+            market_data_url=followed.market_data_url,
+            proxy=proxy_of(followed.rest_url or "", self._settings.venue_proxy),
         )
-        return [backfill.run()] if self._settings.discover == "named" else [backfill.run(), refresh.run()]
+        return [backfill.run(), refresh.run(look_up=self._settings.discover != "named")]
 
     async def run(self) -> int:
         """Ingest until a signal, then empty the spool as far as Kafka takes it; the exit code."""
@@ -181,6 +195,7 @@ class Ingester:
             "connections": sum(each.connections for each in counts),
             "takeovers": self._failover.takeovers,
             "clock_steps": self._clock_steps,
+            "clock_takeovers": self._clock_takeovers,
         }
 
     def status(self) -> dict[str, Any]:
@@ -188,7 +203,7 @@ class Ingester:
         summary = self._summary()
         now = self._loop.time()
         feeds = {}
-        for source in self._failover.sources:
+        for source, followed in zip(self._failover.sources, self._followed, strict=True):
             counts, connection = source.intake.counts, source.connection
             heard = max(self._began, counts.heard)
             feeds[source.name] = {
@@ -200,18 +215,21 @@ class Ingester:
                 "backfilled": counts.backfilled,
                 "up": int(connection is not None and connection.is_up),
                 "quiet_seconds": now - heard,
+                "tickless_seconds": now - max(self._began, source.intake.liveness.last),
                 "gaps_open": self._tracker.open_gap_count(source.name),
+                "undelivered_instruments": len(missing := source.undelivered(now)),
+                "left_out": len(followed.discovery.left_out),
+                "left_out_names": followed.discovery.left_out[:NAMED_AT_MOST],
+                "undelivered": dict(itertools.islice(missing.items(), NAMED_AT_MOST)),
             }
-        trouble = []
-        quiet = min(feed["quiet_seconds"] for feed in feeds.values())
-        if quiet > self._settings.stale_seconds:
-            trouble.append(f"no feed has said anything for {quiet:.0f} s")
+        trouble = self._feed_trouble(now, feeds)
         if self._spool.is_full:
             trouble.append("the spool is full, and nothing is read")
         if self._spool.age_seconds > self._settings.stale_seconds:
             trouble.append(f"Kafka has acknowledged nothing for {self._spool.age_seconds:.0f} s")
         return summary | {
             "trouble": trouble,
+            "notes": self._notes(feeds),
             "pid": os.getpid(),
             "seconds": now - self._began,
             "producer": self._spool.producer,
@@ -222,6 +240,46 @@ class Ingester:
             "memory_bytes": self._process.memory_info().rss,
             "feeds": feeds,
         }
+
+    def _feed_trouble(self, now: float, feeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """What is wrong with the feeds: they say nothing, or they say something and deliver no ticks."""
+        stale = self._settings.stale_seconds
+        quiet = min(feed["quiet_seconds"] for feed in feeds.values())
+        if quiet > stale:
+            return [f"no feed has said anything for {quiet:.0f} s"]
+        tickless = min(feed["tickless_seconds"] for feed in feeds.values())
+        if tickless > stale:
+            return [f"no feed has delivered a tick for {tickless:.0f} s"]
+        wanted = [source for source in self._failover.sources if source.is_wanted]
+        fresh = [source.intake.liveness.fresh_assets(now) for source in wanted]
+        trouble = []
+        for at, source in enumerate(wanted):
+            elsewhere = set[str]().union(*fresh[:at], *fresh[at + 1 :])
+            if (source.is_up or len(wanted) == 1) and source.is_dead(now, elsewhere):
+                symbols = ", ".join(list(source.undelivered(now))[:NAMED_AT_MOST])
+                trouble.append(f"{source.name} does not deliver ticks of {symbols}")
+        return trouble
+
+    def _notes(self, feeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """What whoever runs this should know, though it is no reason to act at once."""
+        notes = []
+        if ahead := self._clock.ahead_ns:
+            notes.append(f"the machine's clock was set: it is {ahead / 1e9:+.3f} s ahead of the receipt times")
+        if self._clock_takeovers:
+            notes.append(f"receipt times have followed the machine's clock after {self._clock_takeovers} steps of it")
+        if self._recording is not None and self._recording.failure is not None:
+            notes.append(self._recording.failure)
+        for name, feed in feeds.items():
+            if feed["left_out"]:
+                names = ", ".join(feed["left_out_names"])
+                notes.append(
+                    f"{name}: {feed['left_out']} instruments have names that the contract does not take: {names}"
+                )
+            for symbol, reason in feed["undelivered"].items():
+                notes.append(f"{name} does not deliver {symbol}: {reason}")
+            if (more := feed["undelivered_instruments"] - len(feed["undelivered"])) > 0:
+                notes.append(f"{name} does not deliver {more} other instruments")
+        return notes
 
     def _note_gaps(self) -> None:
         self._state.sections[SECTION] = self._tracker.to_json()
@@ -260,10 +318,23 @@ class Ingester:
             if turn % 2 == 0:
                 for intake in self._intakes:
                     intake.rejects.end_period()
-            step = self._clock.check()
-            if step:
+
+    async def _watch_clock(self) -> None:
+        """Notice when the machine's clock is set, and go by it once that has lasted."""
+        persist = self._settings.clock_step_seconds
+        while True:
+            await asyncio.sleep(min(PROGRESS_SECONDS, max(0.1, persist / 4)))
+            if step := self._clock.check():
                 self._clock_steps += 1
-                log.warning("the machine's clock was set by %+.3f s; receipt times go on from the start's", step / 1e9)
+                log.warning(
+                    "the machine's clock was set by %+.3f s; receipt times follow if that lasts for %.0f s",
+                    step / 1e9,
+                    persist,
+                )
+            if moved := self._clock.take_over():
+                self._clock_takeovers += 1
+                self._tracker.clock_moved(moved)
+                log.warning("receipt times were moved by %+.3f s, to the machine's clock as it now is", moved / 1e9)
 
 
 async def ingest(settings: Settings) -> int:

@@ -63,6 +63,8 @@ class Backfill:
         *,
         rest_url: str | None,
         most_trades: int,
+        market_data_url: str | None = None,
+        proxy: str | None = None,
     ) -> None:
         """`instrument_of` knows the source's symbols. Without `rest_url` nothing can be filled, nor are gaps of more
         than `most_trades`."""
@@ -74,6 +76,8 @@ class Backfill:
         self._history: History | None = VENUES[source].history if source in VENUES else None
         self._rest_url = rest_url
         self._most_trades = most_trades
+        self._market_data_url = market_data_url
+        self._proxy = proxy
         self._attempts: dict[str, _Attempt] = {}
         self._not_before = 0.0
         self._busy = 0
@@ -89,7 +93,12 @@ class Backfill:
                 await self.report()
                 await self._due()
                 await asyncio.sleep(LOOK_SECONDS)
-        async with Rest(self._rest_url, self._history.least_seconds) as rest:
+        async with Rest(
+            self._rest_url,
+            self._history.least_seconds,
+            proxy=self._proxy,
+            market_data_url=self._market_data_url,
+        ) as rest:
             filling: asyncio.Task[None] | None = None
             try:
                 while True:

@@ -7,11 +7,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ingestion.foreign import escape
 from ingestion.ticks import Reject
 
 log = logging.getLogger(__name__)
 
 NAMED_AT_MOST = 5
+MOST_KINDS = 100
 
 
 @dataclass(slots=True)
@@ -28,6 +30,10 @@ class Counts:
     heard: float = -math.inf
     """When the last frame came, by the event loop's clock."""
 
+    def ignore(self, kind: str) -> None:
+        """Count a frame that carries no tick. The kind may be a venue's word: only so many are told apart."""
+        self.ignored[kind if kind in self.ignored or len(self.ignored) < MOST_KINDS else "other kinds"] += 1
+
 
 class RejectLog:
     """Names the first few rejects of a period in the log, and counts the others by reason at its end."""
@@ -39,10 +45,11 @@ class RejectLog:
     def add(self, reject: Reject) -> None:
         if self._logged_rejects < NAMED_AT_MOST:
             self._logged_rejects += 1
-            log.warning("%s: rejected a frame: %s; it began %r", reject.source, reject.reason, reject.raw[:120])
+            log.warning("%s: rejected a frame: %s; it began %r", reject.source, escape(reject.reason), reject.raw[:120])
         else:
             # The words before what differs from frame to frame.
-            self._others[reject.reason.partition(":")[0][:80]] += 1
+            reason = reject.reason.partition(":")[0][:80]
+            self._others[reason if reason in self._others or len(self._others) < MOST_KINDS else "other reasons"] += 1
 
     def end_period(self) -> None:
         if self._others:

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from ingestion.errors import DeliveryFailed
+from ingestion.errors import DeliveryFailed, MessageTooLarge
 from ingestion.publisher import KafkaPublisher
 from ingestion.spool import Spool
 
@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 # How soon after Kafka's answer the spool may forget.
 SETTLE_SECONDS = 0.01
 RETRY_SECONDS = 5.0
+# A broker or a topic may take less than is usual (max.message.bytes). Batches, and rejects with the frames in them, are
+# then made smaller, down to this.
+LEAST_BYTES = 1024
 
 
 class Delivery:
@@ -29,6 +32,8 @@ class Delivery:
         self._connect = connect
         self._publisher: KafkaPublisher | None = None
         self._earlier = 0
+        self._largest: int | None = None
+        """Bytes of a batch, where Kafka has refused larger ones."""
         # Where runs of positions begin: what had been sent before, and the position before the run's first record.
         self._runs: deque[tuple[int, int]] = deque()
 
@@ -44,19 +49,27 @@ class Delivery:
     async def run(self) -> None:
         """Until cancelled. Raises SpoolDamaged. What Kafka refuses stays in the spool and is tried again."""
         while True:
+            wait = RETRY_SECONDS
             self._spool.rewind()
             self._runs.clear()
             publisher = self._publisher = self._connect()
+            publisher.largest = self._largest or publisher.largest
             try:
                 await publisher.start()
                 await self._forward(publisher)
+            except MessageTooLarge as error:
+                if publisher.largest <= LEAST_BYTES:
+                    log.error("%s; it stays in the spool; trying again in %.0f s", error, RETRY_SECONDS)
+                else:
+                    self._largest, wait = max(LEAST_BYTES, publisher.largest // 4), 0.0
+                    log.warning("%s; going on with at most %d bytes at a time", error, self._largest)
             except DeliveryFailed as error:
                 log.error("%s; it stays in the spool; trying again in %.0f s", error, RETRY_SECONDS)
             finally:
                 self._settle(publisher)
                 self._earlier, self._publisher = self._earlier + publisher.published, None
                 await publisher.close()
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(wait)
 
     async def _forward(self, publisher: KafkaPublisher) -> None:
         sent = 0
@@ -64,6 +77,8 @@ class Delivery:
             records = self._spool.read()
             waiting = publisher.in_flight
             self._settle(publisher)
+            # Also while nothing more is to be sent.
+            publisher.check()
             if not records:
                 await self._spool.more(SETTLE_SECONDS if waiting else None)
                 continue

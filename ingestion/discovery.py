@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from conf.settings import Settings
-from ingestion.connection import Connection
-from ingestion.feeds import VENUES, Feed, Venue, coincap, named_instruments
+from ingestion.failover import Source
+from ingestion.feeds import VENUES, Venue, coincap, named_instruments
+from ingestion.foreign import brief
 from ingestion.gaps import GapTracker
 from ingestion.instruments import NAME, QUOTES, TICKERS, Instrument
 from ingestion.pairs import Pair
-from ingestion.rest import Rest, RestBusy, RestRefused
+from ingestion.proxies import proxy_of
+from ingestion.rest import LARGEST_LIST, Rest, RestBusy, RestRefused
 
 log = logging.getLogger(__name__)
 
 # Two lists at a start, and then one now and then.
 LEAST_SECONDS = 1.0
+NAMED_AT_MOST = 20
 
 
 class Discovery:
@@ -36,12 +39,21 @@ class Discovery:
         self._settings = settings
         self._feed = feed
         self._some = some
+        self._odd_names: list[str] = []
+        self.left_out: tuple[str, ...] = ()
+        """Names that the contract does not take, so that nobody follows them; fit for a log line."""
 
     async def find(self) -> list[Instrument]:
         """What is to be followed now.
 
         Raises RestBusy or RestRefused, or SettingsError for an asset that is not traded.
         """
+        self._odd_names.clear()
+        instruments = await self._find()
+        self._name_left_out()
+        return instruments
+
+    async def _find(self) -> list[Instrument]:
         venue = VENUES.get(self._feed)
         if venue is None:
             return named_instruments(self._feed, [])
@@ -70,14 +82,42 @@ class Discovery:
         """CoinCap's names and tickers of the largest assets, largest first."""
         key = self._settings.coincap_api_key
         bearer = None if key is None else key.get_secret_value()
-        async with Rest(self._settings.rest_urls.get("coincap", coincap.REST_URL), LEAST_SECONDS, bearer) as rest:
-            return await coincap.largest_assets(rest, self._settings.top_assets)
+        url = self._settings.rest_urls.get("coincap", coincap.REST_URL)
+        async with self._rest(url, bearer) as rest:
+            largest = await coincap.largest_assets(rest, self._settings.top_assets)
+        self._odd_names.extend([slug for slug, _ in largest if not NAME.fullmatch(slug)])
+        return [(slug, ticker) for slug, ticker in largest if NAME.fullmatch(slug)]
+
+    def _rest(self, url: str, bearer: str | None = None, market_data_url: str | None = None) -> Rest:
+        return Rest(
+            url,
+            LEAST_SECONDS,
+            bearer,
+            proxy=proxy_of(url, self._settings.venue_proxy),
+            market_data_url=market_data_url,
+            largest_answer=LARGEST_LIST,
+        )
 
     async def _pairs(self, venue: Venue) -> list[Pair]:
         assert venue.pairs is not None, "a venue without all_symbol has them"
-        async with Rest(self._settings.rest_urls.get(venue.name, venue.rest_url), LEAST_SECONDS) as rest:
+        url = self._settings.rest_urls.get(venue.name, venue.rest_url)
+        other = self._settings.market_data_urls.get(venue.name, venue.market_data_url)
+        async with self._rest(url, market_data_url=other) as rest:
             pairs = await venue.pairs(rest)
-        return [pair for pair in pairs if pair[2] in QUOTES and NAME.fullmatch(pair[0])]
+        wanted = [pair for pair in pairs if pair[2] in QUOTES]
+        self._odd_names.extend([symbol for symbol, _, _ in wanted if not NAME.fullmatch(symbol)])
+        return [pair for pair in wanted if NAME.fullmatch(pair[0])]
+
+    def _name_left_out(self) -> None:
+        """Say which names are not followed, where they are others than the last time."""
+        before, self.left_out = self.left_out, tuple(map(brief, self._odd_names))
+        if self.left_out and self.left_out != before:
+            log.warning(
+                "%s: left out %d instruments whose names are not 1 to 64 of A-Z a-z 0-9 / . _ -: %s",
+                self._feed,
+                len(self.left_out),
+                ", ".join(self.left_out[:NAMED_AT_MOST]),
+            )
 
 
 def _instruments_of(venue: Venue, pairs: Sequence[Pair], names: dict[str, str]) -> list[Instrument]:
@@ -93,8 +133,10 @@ def _instruments_of(venue: Venue, pairs: Sequence[Pair], names: dict[str, str]) 
             if asset is None or asset in TICKERS:
                 asset = base.lower()
                 asset = f"{asset}-{venue.name}" if asset in TICKERS else asset
-        if NAME.fullmatch(asset):
-            instruments.append(Instrument(asset, symbol, quote))
+        if not NAME.fullmatch(asset):
+            # The venue's symbol is fit to be a name where its currency is not.
+            asset = symbol.lower()
+        instruments.append(Instrument(asset, symbol, quote))
     return instruments
 
 
@@ -104,15 +146,12 @@ class Refresh:
     def __init__(
         self,
         discovery: Discovery,
-        feed: Feed,
-        connection: Callable[[], Connection | None],
+        source: Source,
         tracker: GapTracker,
         seconds: float,
     ) -> None:
-        """`connection` is the one that there is now."""
         self._discovery = discovery
-        self._feed = feed
-        self._connection = connection
+        self._source = source
         self._tracker = tracker
         self._seconds = seconds
         self._followed: dict[str, Instrument] = {}
@@ -124,41 +163,41 @@ class Refresh:
     def begin(self, instruments: Sequence[Instrument]) -> None:
         """What the feed follows from the start."""
         self._followed = {instrument.symbol: instrument for instrument in instruments}
-        log.info("%s: following %d symbols", self._feed.name, len(instruments))
+        all_symbol = VENUES[self._source.name].all_symbol
+        self._source.intake.liveness.follow(each for each in instruments if each.symbol != all_symbol)
+        log.info("%s: following %d symbols", self._source.name, len(instruments))
 
-    async def run(self) -> None:
-        """Until cancelled: look again every so often. Where the list cannot be had, the old one stays."""
+    async def run(self, *, look_up: bool = True) -> None:
+        """Until cancelled, every so often: ask again for what the venue has refused, and look the assets up again.
+
+        Where the list cannot be had, the old one stays. Without `look_up` it always does.
+        """
         while True:
             await asyncio.sleep(self._seconds)
-            try:
-                instruments = await self._discovery.find()
-            except (RestBusy, RestRefused) as error:
-                log.warning("%s: the assets cannot be looked up: %s; the old ones stay", self._feed.name, error)
-                continue
-            if not instruments:
-                log.warning("%s: the assets' list is empty; the old ones stay", self._feed.name)
-                continue
-            await self.follow(instruments)
+            self._source.ask_refused()
+            if look_up:
+                await self._look_up()
 
-    async def follow(self, instruments: Sequence[Instrument]) -> None:
+    async def _look_up(self) -> None:
+        try:
+            instruments = await self._discovery.find()
+        except (RestBusy, RestRefused) as error:
+            log.warning("%s: the assets cannot be looked up: %s; the old ones stay", self._source.name, error)
+            return
+        if not instruments:
+            log.warning("%s: the assets' list is empty; the old ones stay", self._source.name)
+            return
+        self.follow(instruments)
+
+    def follow(self, instruments: Sequence[Instrument]) -> None:
         """Subscribe to what is new and unsubscribe from what is not wanted any more; the others notice nothing."""
         wanted = {instrument.symbol: instrument for instrument in instruments}
         added = [wanted[symbol] for symbol in wanted if symbol not in self._followed]
         left = [self._followed[symbol] for symbol in self._followed if symbol not in wanted]
         if not added and not left:
             return
-        log.info("%s: %d symbols more, %d fewer", self._feed.name, len(added), len(left))
+        log.info("%s: %d symbols more, %d fewer", self._source.name, len(added), len(left))
         for instrument in (*added, *left):
-            self._tracker.follow_anew(self._feed.name, instrument.symbol)
+            self._tracker.follow_anew(self._source.name, instrument.symbol)
         self._followed = wanted
-        answers = [self._feed.subscribe(added)] if added else []
-        answers += [self._feed.unsubscribe(left)] if left else []
-        connection = self._connection()
-        if connection is None:
-            # The next one will have it.
-            return
-        if None in answers:
-            connection.renew("other assets are wanted")
-        for texts in answers:
-            for text in texts or ():
-                await connection.send(text)
+        self._source.follow(added, left)

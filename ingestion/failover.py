@@ -1,4 +1,4 @@
-"""Sources of the same assets in order of preference: while one is silent or broken, the next one speaks.
+"""Sources of the same assets in order of preference: while one delivers no ticks, the next one is listened to.
 
 Two sources that speak at the same time do no harm: every tick says where it is from.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ingestion.connection import Connection
 from ingestion.errors import VenueRefused
+from ingestion.instruments import Instrument
 from ingestion.intake import Intake
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Source:
         self._ending: set[asyncio.Task[None]] = set()
         self._began = 0.0
         self.speaks_since: float | None = None
-        """Since when it has never been silent for long."""
+        """Since when it has delivered ticks without a long silence."""
 
     @property
     def is_wanted(self) -> bool:
@@ -41,6 +42,7 @@ class Source:
         if self._running is None and self.refusal is None:
             self._began = asyncio.get_running_loop().time()
             self.speaks_since = None
+            self.intake.liveness.begin()
             self.connection = self._connect(self.intake)
             self._running = asyncio.create_task(self.connection.run())
 
@@ -68,6 +70,51 @@ class Source:
             return 0.0
         return asyncio.get_running_loop().time() - max(self._began, self.connection.heard)
 
+    @property
+    def is_up(self) -> bool:
+        return self.connection is not None and self.connection.is_up
+
+    def follow(self, added: Sequence[Instrument], left: Sequence[Instrument]) -> None:
+        """Subscribe to what is new, and unsubscribe from what is not wanted any more."""
+        feed, liveness = self.intake.feed, self.intake.liveness
+        liveness.follow(added)
+        liveness.leave(left)
+        answers = [feed.subscribe(added)] if added else []
+        answers += [feed.unsubscribe(left)] if left else []
+        if self.connection is None:
+            # The next one will have it.
+            return
+        if None in answers:
+            self.connection.renew("other assets are wanted")
+        for texts in answers:
+            self.connection.send(texts or ())
+
+    def ask_refused(self) -> None:
+        """Ask once more for what the venue has refused."""
+        texts = self.intake.feed.ask_refused()
+        if self.connection is not None:
+            self.connection.send(texts)
+
+    def is_dead(self, now: float, elsewhere: Iterable[str] = ()) -> bool:
+        """Whether it delivers no ticks, or too few."""
+        return self.intake.liveness.is_dead(now, self.intake.feed.refused, elsewhere)
+
+    def silent(self, now: float) -> dict[str, float]:
+        """Symbols that it delivered and does not deliver any more, with the seconds since."""
+        return self.intake.liveness.silent(now)
+
+    def undelivered(self, now: float) -> dict[str, str]:
+        """Why each symbol that it should deliver does not come; none while it is not listened to."""
+        if not self.is_wanted:
+            return {}
+        liveness = self.intake.liveness
+        reasons = {symbol: f"the venue says {reason}" for symbol, reason in self.intake.feed.refused.items()}
+        for symbol, seconds in liveness.silent(now).items():
+            reasons.setdefault(symbol, f"its last tick came {seconds:.0f} s ago")
+        for symbol, seconds in liveness.unheard(now).items():
+            reasons.setdefault(symbol, f"no tick has come for {seconds:.0f} s since it was subscribed to")
+        return reasons
+
     def look(self, failover_seconds: float) -> bool:
         """Whether it can be relied on now. Raises what ended its connection, but for a refusal."""
         now = asyncio.get_running_loop().time()
@@ -78,10 +125,13 @@ class Source:
                 self.refusal = error
             elif error is not None:
                 raise error
-        if self._running is None or self.silent_seconds() >= failover_seconds:
+        liveness = self.intake.liveness
+        if self.connection is not None and self.connection.is_held:
+            liveness.hold()
+        if self._running is None or self.silent_seconds() >= failover_seconds or self.is_dead(now):
             self.speaks_since = None
             return False
-        if self.speaks_since is None and self.connection is not None and self.connection.heard > self._began:
+        if self.speaks_since is None and liveness.last > self._began:
             self.speaks_since = now
         return True
 
@@ -119,7 +169,7 @@ class Failover:
         for source, relied_on in zip(self.sources, reliable, strict=True):
             if not source.is_wanted and source.refusal is None:
                 self.takeovers += 1
-                log.warning("%s takes over: those before it are silent or broken", source.name)
+                log.warning("%s takes over: those before it deliver no ticks", source.name)
                 source.intake.listen_anew()
                 source.start()
                 return

@@ -8,10 +8,15 @@ import re
 from decimal import Decimal
 from functools import lru_cache
 
+from ingestion.foreign import brief, escape
 from ingestion.instruments import Instrument
-from ingestion.ticks import DIGITS, END_OF_TIME_NS, Reject, Tick, is_price, is_quantity
+from ingestion.ticks import DIGITS, END_OF_TIME_NS, ID_LIMIT, Reject, Tick, is_price, is_quantity
 
-_exponent = re.compile(r"[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,2}").fullmatch
+# A number from 0 up, as the lake takes it (lake/contract.py), which also has this bound on its length.
+NUMBER_LENGTH = 128
+_number = re.compile(r"\+?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?").fullmatch
+# Whole milliseconds are below it until the year 5138, and microseconds above it since 1973.
+_LEAST_MICROSECONDS = 10**14
 _rfc3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?Z", re.ASCII).fullmatch
 _epoch_seconds = re.compile(r"(\d{1,11})(?:\.(\d{1,9}))?", re.ASCII).fullmatch
 
@@ -42,22 +47,23 @@ def message(source: str, frame: bytes, received_ns: int) -> dict[str, object] | 
     try:
         decoded = decode(frame)
     except ValueError as error:
-        return Reject(received_ns, source, f"not JSON: {error}"[:200], frame)
+        return Reject(received_ns, source, f"not JSON: {escape(error)}", frame)
     return decoded if isinstance(decoded, dict) else Reject(received_ns, source, "not a JSON object", frame)
 
 
 def digits(value: object) -> object:
-    """The decimal digits of a number that came as text or bare; a bare one may have an exponent."""
-    if type(value) is int:
-        return str(value)
-    if isinstance(value, _Bare):
-        return f"{Decimal(value):f}" if _exponent(value) else str(value)
-    return value
+    """The decimal digits of a number that came as text or bare: those of the venue, where they are plain ones.
 
-
-def brief(value: object) -> str:
-    """A value in a reason: short, and on one line."""
-    return "missing" if value is None else repr(value)[:80]
+    An exponent is written out, and zeros that only pad are left away where there are too many. What is no number is
+    returned as it is.
+    """
+    text = str(value) if type(value) is int or isinstance(value, _Bare) else value
+    if not isinstance(text, str) or is_quantity(text) or len(text) > NUMBER_LENGTH or not _number(text):
+        return text
+    written_out = f"{Decimal(text):f}"
+    if is_quantity(written_out) or "." not in written_out:
+        return written_out
+    return written_out.rstrip("0").rstrip(".")
 
 
 @lru_cache(maxsize=1024)
@@ -79,6 +85,13 @@ def utc_ns(text: object) -> int | None:
     return None if seconds is None else seconds * 10**9 + int((fraction or "").ljust(9, "0"))
 
 
+def unix_ns(value: object) -> int | None:
+    """Nanoseconds since 1970 of whole milliseconds or microseconds; None for anything else."""
+    if type(value) is not int:
+        return None
+    return value * (1_000 if value >= _LEAST_MICROSECONDS else 1_000_000)
+
+
 def epoch_ns(value: object) -> int | None:
     """Nanoseconds since 1970 of seconds like `1688669597.8277369`, as text or whole; None for anything else."""
     match = _epoch_seconds(str(value)) if isinstance(value, str) or type(value) is int else None
@@ -98,7 +111,7 @@ def trade(
     """A trade of the instrument from the fields that the venue calls `names`: its id, price, quantity and time."""
     name_of_id, name_of_price, name_of_quantity, name_of_time = names
     trade_id = message.get(name_of_id)
-    if type(trade_id) is not int or not 0 <= trade_id < 2**63:
+    if type(trade_id) is not int or not 0 <= trade_id < ID_LIMIT:
         reason = f"trade id {name_of_id} is {brief(trade_id)}"
         return Reject(received_ns, source, reason, raw, instrument.symbol)
     price, quantity = digits(message.get(name_of_price)), digits(message.get(name_of_quantity))

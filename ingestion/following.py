@@ -28,6 +28,8 @@ class Followed:
     rest_url: str | None
     """Of the past trades. A feed at another address than its venue's own has none but the one that is set: a simulated
     venue's gaps are not to be filled with real trades."""
+    market_data_url: str | None
+    """Asked instead where that one is closed for legal reasons."""
 
     @property
     def symbols(self) -> Container[str]:
@@ -56,9 +58,12 @@ async def find_feeds(settings: Settings) -> list[Followed]:
         discovery = Discovery(settings, name, some=name != settings.feed)
         url = settings.url if name == settings.feed else settings.fallback_urls.get(name)
         instruments = await _find(discovery, name)
-        own = VENUES[name].rest_url if url is None and VENUES[name].history is not None else None
+        venue = VENUES[name]
+        own = venue.rest_url if url is None and venue.history is not None else None
+        rest_url = settings.rest_urls.get(name, own)
+        market_data_url = settings.market_data_urls.get(name, venue.market_data_url if rest_url == own else None)
         feed = feed_of(name, instruments, url, key)
-        sources.append(Followed(feed, instruments, discovery, settings.rest_urls.get(name, own)))
+        sources.append(Followed(feed, instruments, discovery, rest_url, market_data_url))
     return sources
 
 

@@ -30,6 +30,8 @@ Status = Literal["open", "filled", "unfillable"]
 SETTLE_NS = 1_000_000_000
 # A heartbeat may overtake the trade that it tells of.
 MENTION_NS = 2_000_000_000
+# How far ahead a number is believed that comes without its trade. The next trade tells of more.
+MENTION_AHEAD = 1_000_000
 # A repeated trade is not younger than the newest one. A trade that is, and has a lower number, tells that the venue has
 # started its numbers again; those made within a moment of each other are told apart only by a long way back.
 AGAIN_NS, AGAIN_IDS = 1_000_000_000, 10_000
@@ -93,8 +95,11 @@ class _Line:
     epoch: int = 0
     numbered: bool = False
     highest: int | None = None
+    """The highest number that is known to exist, with or without its trade."""
+    newest: int | None = None
+    """The highest number of a trade that has come, and"""
     event_ns: int | None = None
-    """The venue's time of the newest trade."""
+    """the venue's time of that trade. A number above it was only mentioned, or came broken: its time is not known."""
     received_ns: int = 0
     disconnected_ns: int | None = None
     mentioned: tuple[int, int] | None = None
@@ -130,17 +135,19 @@ class GapTracker:
                 self._leave_out(line, trade_id, tick.received_ns)
             line.numbered = True
             line.highest = trade_id
-            line.event_ns = tick.event_ns
+            _note_newest(line, tick)
             line.received_ns = tick.received_ns
             line.disconnected_ns = None
-        elif _numbers_began_again(line, highest - trade_id, tick.event_ns):
+        elif _numbers_began_again(line, trade_id, tick.event_ns):
             line.epoch += 1
-            line.highest = trade_id
+            line.highest = line.newest = trade_id
             line.event_ns = tick.event_ns
             line.received_ns = tick.received_ns
             line.disconnected_ns = line.mentioned = None
-        elif line.holes:
-            _fill(line, line.epoch, trade_id)
+        else:
+            _note_newest(line, tick)
+            if line.holes:
+                _fill(line, line.epoch, trade_id)
         return tick if line.epoch == tick.trade_epoch else replace(tick, trade_epoch=line.epoch)
 
     def observe_reject(self, reject: Reject) -> None:
@@ -165,6 +172,8 @@ class GapTracker:
         line = self._line(trade.source, trade.symbol)
         if not _fill(line, epoch, trade.trade_id):
             return False
+        if isinstance(trade, Tick) and epoch == line.epoch:
+            _note_newest(line, trade)
         if line.backfilled and line.backfilled[-1][::2] == (epoch, trade.trade_id - 1):
             line.backfilled[-1] = (epoch, line.backfilled[-1][1], trade.trade_id)
         else:
@@ -175,9 +184,12 @@ class GapTracker:
         """Take note of a tick that was observed before a crash, after the state that was restored."""
         line = self._line(tick.source, tick.symbol)
         if tick.trade_id is not None and tick.trade_epoch > line.epoch:
-            line.epoch, line.highest, line.event_ns, line.mentioned = tick.trade_epoch, None, None, None
+            line.epoch, line.highest, line.mentioned = tick.trade_epoch, None, None
+            line.newest = line.event_ns = None
         elif tick.trade_id is not None and line.highest is not None and tick.trade_id <= line.highest:
             _fill(line, tick.trade_epoch, tick.trade_id)
+            if tick.trade_epoch == line.epoch:
+                _note_newest(line, tick)
             return
         self.observe(tick)
 
@@ -188,7 +200,7 @@ class GapTracker:
             line.numbered = True
             line.highest = last_trade_id
             line.received_ns = at_ns
-        elif last_trade_id > line.highest and line.mentioned is None:
+        elif line.highest < last_trade_id <= line.highest + MENTION_AHEAD and line.mentioned is None:
             line.mentioned = (last_trade_id, at_ns)
 
     def disconnected(self, source: str, at_ns: int) -> None:
@@ -228,7 +240,7 @@ class GapTracker:
         """A symbol is not wanted, or again after a time in which it was not: what is made meanwhile is not missing."""
         line = self._lines.get((source, symbol))
         if line is not None:
-            line.highest = line.event_ns = line.disconnected_ns = line.mentioned = None
+            line.highest = line.newest = line.event_ns = line.disconnected_ns = line.mentioned = None
             line.received_ns = 0
 
     def follow_only(self, source: str, symbols: Container[str]) -> None:
@@ -236,6 +248,18 @@ class GapTracker:
         for of, symbol in self._lines:
             if of == source and symbol not in symbols:
                 self.follow_anew(of, symbol)
+
+    def clock_moved(self, by_ns: int) -> None:
+        """The clock of receipt times was set: what waits for its time to pass goes on waiting as long as it would have.
+
+        Times that were reported stay as they were.
+        """
+        for line in self._lines.values():
+            if line.mentioned is not None:
+                line.mentioned = line.mentioned[0], line.mentioned[1] + by_ns
+            for hole in line.holes:
+                if not hole.reported:
+                    hole.found_ns += by_ns
 
     def changes(self, now_ns: int) -> list[Gap]:
         """The rows to report: new gaps, and those that were filled or filled in part since the last call."""
@@ -292,6 +316,7 @@ class GapTracker:
                     "epoch": line.epoch,
                     "numbered": line.numbered,
                     "highest": line.highest,
+                    "newest": line.newest,
                     "event_ns": line.event_ns,
                     "received_ns": line.received_ns,
                     "disconnected_ns": line.disconnected_ns,
@@ -310,6 +335,8 @@ class GapTracker:
                 epoch=line["epoch"],
                 numbered=line["numbered"],
                 highest=line["highest"],
+                # A state of an earlier version did not tell it.
+                newest=line.get("newest", line["highest"]),
                 event_ns=line["event_ns"],
                 received_ns=line["received_ns"],
                 disconnected_ns=line["disconnected_ns"],
@@ -402,11 +429,18 @@ class GapTracker:
         return rows
 
 
-def _numbers_began_again(line: _Line, back: int, event_ns: int | None) -> bool:
-    if event_ns is None or line.event_ns is None:
+def _numbers_began_again(line: _Line, trade_id: int, event_ns: int | None) -> bool:
+    """Whether a trade that is not above the highest number is a new one; a number above the newest's is merely late."""
+    if event_ns is None or line.event_ns is None or line.newest is None or trade_id > line.newest:
         return False
     ahead = event_ns - line.event_ns
-    return ahead > AGAIN_NS or (ahead >= 0 and back >= AGAIN_IDS)
+    return ahead > AGAIN_NS or (ahead >= 0 and line.newest - trade_id >= AGAIN_IDS)
+
+
+def _note_newest(line: _Line, tick: Tick) -> None:
+    """Remember the time of the trade with the highest number."""
+    if tick.trade_id is not None and (line.newest is None or tick.trade_id >= line.newest):
+        line.newest, line.event_ns = tick.trade_id, tick.event_ns
 
 
 def _fill(line: _Line, epoch: int, trade_id: int) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ingestion.counts import Counts, RejectLog
 from ingestion.feeds import Feed
 from ingestion.gaps import Gap, GapTracker
+from ingestion.liveness import Liveness
 from ingestion.spool import Spool
-from ingestion.ticks import Control, Ignored, Reject, Tick
+from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +29,71 @@ class Intake:
     partition of Kafka, however many feeds share it.
     """
 
-    def __init__(self, feed: Feed, spool: Spool, counts: Counts, topics: Topics, tracker: GapTracker) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        spool: Spool,
+        counts: Counts,
+        topics: Topics,
+        tracker: GapTracker,
+        liveness: Liveness | None = None,
+    ) -> None:
         self.feed = feed
         self.counts = counts
         self.tracker = tracker
+        self.liveness = Liveness() if liveness is None else liveness
         self.rejects = RejectLog()
+        self._last_prices: dict[str, str] = {}
+        """Of each symbol that has no trade ids."""
         self._spool = spool
         self._topics = topics
 
     async def frame(self, frame: bytes, received_ns: int) -> Sequence[Control]:
         """Take what the frame says; waits while the spool has no room. What concerns the conversation is returned."""
+        self._count(frame)
+        await self._spool.room()
+        return self._take(self.feed.receive(frame, received_ns), received_ns)
+
+    async def overlapping(self, frames: Sequence[tuple[bytes, int]]) -> Sequence[Control]:
+        """Take the frames of a new connection that came while the one before was still read, with their times.
+
+        Both told the same prices. Without ids, those up to the last one that was taken are the repeats.
+        """
+        await self._spool.room()
+        events: list[tuple[Event, int]] = []
+        for frame, received_ns in frames:
+            self._count(frame)
+            events += [(event, received_ns) for event in self.feed.receive(frame, received_ns)]
+        known = {
+            event.symbol: at
+            for at, (event, _) in enumerate(events)
+            if isinstance(event, Tick) and self._last_prices.get(event.symbol) == event.price_usd
+        }
         controls: list[Control] = []
+        for at, (event, received_ns) in enumerate(events):
+            if isinstance(event, Tick) and at <= known.get(event.symbol, -1):
+                self.counts.ignore("a repeated price")
+            else:
+                controls += self._take([event], received_ns)
+        return controls
+
+    def _count(self, frame: bytes) -> None:
         self.counts.frames += 1
         self.counts.bytes += len(frame)
-        await self._spool.room()
-        for event in self.feed.receive(frame, received_ns):
+
+    def _take(self, events: Iterable[Event], received_ns: int) -> list[Control]:
+        controls: list[Control] = []
+        for event in events:
             if isinstance(event, Tick):
-                self._tick(self.tracker.observe(event))
+                tick = self.tracker.observe(event)
+                self.liveness.tick(tick)
+                if tick.trade_id is None:
+                    self._last_prices[tick.symbol] = tick.price_usd
+                self._tick(tick)
             elif isinstance(event, Ignored):
-                self.counts.ignored[event.kind] += 1
+                self.counts.ignore(event.kind)
             elif isinstance(event, Control):
-                self.counts.ignored[event.kind] += 1
+                self.counts.ignore(event.kind)
                 controls.append(event)
                 if event.symbol is not None and event.last_trade_id is not None:
                     self.tracker.mentioned(self.feed.name, event.symbol, event.last_trade_id, received_ns)

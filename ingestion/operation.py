@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
-from urllib.request import urlopen
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from ingestion.proxies import direct
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -36,11 +37,15 @@ _COUNTERS = (
 _GAUGES = (
     ("up", "1 while a connection is up"),
     ("quiet_seconds", "time since the last frame"),
+    ("tickless_seconds", "time since the last tick"),
+    ("undelivered_instruments", "instruments that are followed and of which no tick comes"),
+    ("left_out", "instruments whose names the contract does not take"),
     ("gaps_open", "gaps that are reported and not filled"),
 )
 _TOTALS = (
     ("published", "messages that Kafka has acknowledged"),
     ("clock_steps", "times that the machine's clock was set"),
+    ("clock_takeovers", "times that receipt times were moved to the machine's clock, after a step that lasted"),
     ("takeovers", "times that a fallback took over"),
 )
 _LEVELS = (
@@ -106,7 +111,7 @@ class Operation:
         status = self._status()
         code = "503 Service Unavailable" if path == "/healthz" and status["trouble"] else "200 OK"
         start(code, [("Content-Type", "application/json")])
-        content = {"trouble": status["trouble"]} if path == "/healthz" else status
+        content = {name: status[name] for name in ("trouble", "notes")} if path == "/healthz" else status
         return [json.dumps(content).encode()]
 
     def close(self) -> None:
@@ -120,7 +125,7 @@ def fetch_status(folder: Path) -> dict[str, Any] | None:
     """What the ingester with this spool says of itself; None where none runs."""
     try:
         url = json.loads((folder / ADDRESS_FILE).read_text(encoding="utf-8"))["url"]
-        with urlopen(f"{url}/status", timeout=10) as answer:
+        with direct().open(f"{url}/status", timeout=10) as answer:
             status: dict[str, Any] = json.load(answer)
             return status
     except (FileNotFoundError, URLError, ConnectionError):
@@ -139,9 +144,9 @@ def format_status(status: dict[str, Any]) -> str:
         f"memory     {status['memory_bytes'] / 1e6:,.0f} MB",
     ]
     for name, feed in status["feeds"].items():
-        up = f"up, last frame {feed['quiet_seconds']:.1f} s ago" if feed["up"] else "not connected"
+        up = f"up, last tick {feed['tickless_seconds']:.1f} s ago" if feed["up"] else "not connected"
         lines.append(
             f"{name:<10} {up}; {feed['ticks']:,} ticks, {feed['rejected']:,} rejected,"
             f" {feed['connections']} connections, {feed['gaps_open']} gaps open, {feed['backfilled']:,} backfilled"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note       {note}" for note in status["notes"])])

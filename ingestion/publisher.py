@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Protocol
 
 import confluent_kafka
 from kafka import KafkaAdminClient, KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAlreadyExistsError,
+)
 from kafka.net import KafkaNetClient
 from kafka.partitioner.default import murmur2
 
-from ingestion.errors import DeliveryFailed
+from ingestion.errors import DeliveryFailed, MessageTooLarge
+from ingestion.ticks import shortened_reject
 
 if TYPE_CHECKING:
     from kafka.future import Future
@@ -32,9 +39,11 @@ log = logging.getLogger(__name__)
 # A broker may be away for as long as it likes: a message is never given up while the ingester runs (24 days).
 NEVER_MS = 2**31 - 1
 LINGER_MS = 5
+BATCH_BYTES = 256 * 1024
 RECONNECT_MS = 2_000
 CONNECTING_MS = 20.0
 SAY_AGAIN_SECONDS = 10.0
+_TOO_LARGE = {confluent_kafka.KafkaError.MSG_SIZE_TOO_LARGE, confluent_kafka.KafkaError.RECORD_LIST_TOO_LARGE}
 
 
 class Publisher(Protocol):
@@ -82,6 +91,8 @@ class KafkaPublisher(ABC):
             "retention.bytes": str(settings.kafka_retention_bytes),
         }
         self._limit = settings.max_in_flight
+        self.largest = BATCH_BYTES
+        """Bytes of a batch. A larger reject is shortened; other messages are never so large."""
         self._partition_counts: dict[str, int] = {}
         self._partition_of: dict[tuple[str, bytes], int] = {}
         self._refusal: BaseException | None = None
@@ -150,12 +161,18 @@ class KafkaPublisher(ABC):
                 log.warning("topic %s has %d partitions, not %d: it keeps them", topic, count, self._partitions)
         return counts
 
+    def check(self) -> None:
+        """Raises DeliveryFailed if Kafka has refused a message that it was sent."""
+        if self._refusal is not None:
+            raise _failure("Kafka refused a message", self._refusal) from self._refusal
+
     async def send(self, topic: str, key: bytes, value: bytes) -> None:
         self._settle()
         if self._waiting() >= self._limit:
             await self._room()
-        if self._refusal is not None:
-            raise DeliveryFailed(f"Kafka refused a message: {self._refusal!r}") from self._refusal
+        self.check()
+        if len(value) > self.largest:
+            value = shortened_reject(value, self.largest)
         if topic not in self._partition_counts:
             # What a spool holds from before the settings named other topics.
             try:
@@ -220,7 +237,7 @@ class PurePublisher(KafkaPublisher):
             # Only reached where Kafka has forgotten a topic; `_post` then asks again, and stalls no longer than this.
             max_block_ms=1_000,
             linger_ms=LINGER_MS,
-            batch_size=256 * 1024,
+            batch_size=self.largest,
             allow_auto_create_topics=False,
             # After an hour without Kafka, notice within seconds that it is back.
             reconnect_backoff_max_ms=RECONNECT_MS,
@@ -238,7 +255,7 @@ class PurePublisher(KafkaPublisher):
                 log.warning("Kafka at %s has no topic %s (%s); asking again", self._servers, topic, error)
                 await asyncio.sleep(1.0)
             except KafkaError as error:
-                raise DeliveryFailed(f"Kafka does not take a message for topic {topic}: {error!r}") from error
+                raise _failure(f"Kafka does not take a message for topic {topic}", error) from error
 
     def _settle(self) -> None:
         futures = self._unacknowledged
@@ -278,7 +295,7 @@ class NativePublisher(KafkaPublisher):
                 # 0: a message is never given up.
                 "message.timeout.ms": 0,
                 "linger.ms": LINGER_MS,
-                "batch.size": 256 * 1024,
+                "batch.size": self.largest,
                 "queue.buffering.max.messages": 2 * self._limit,
                 "allow.auto.create.topics": False,
                 "reconnect.backoff.max.ms": RECONNECT_MS,
@@ -294,7 +311,7 @@ class NativePublisher(KafkaPublisher):
         try:
             self._producer.produce(topic, value, key, partition, answers.answer)
         except confluent_kafka.KafkaException as error:
-            raise DeliveryFailed(f"Kafka does not take a message for topic {topic}: {error}") from error
+            raise _failure(f"Kafka does not take a message for topic {topic}", error) from error
         self._unacknowledged.append(answers)
 
     def _settle(self) -> None:
@@ -334,6 +351,13 @@ class _Answers:
         if error is not None:
             # What follows it must not be taken for delivered before it.
             self.refusal = self.refusal or confluent_kafka.KafkaException(error)
+
+
+def _failure(what: str, error: BaseException) -> DeliveryFailed:
+    too_large = isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError) or (
+        isinstance(error, confluent_kafka.KafkaException) and error.args[0].code() in _TOO_LARGE
+    )
+    return (MessageTooLarge if too_large else DeliveryFailed)(f"{what}: {error!r}")
 
 
 def publisher(settings: Settings) -> KafkaPublisher:

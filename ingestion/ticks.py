@@ -27,8 +27,10 @@ from functools import lru_cache
 from typing import Literal, TypeGuard
 
 RAW_LIMIT = 64 * 1024
-# The first nanosecond of the year 10000, which four digits cannot write.
-END_OF_TIME_NS = 253_402_300_800 * 10**9
+# The first nanosecond of the year 3000: the lake takes no later time (lake/contract.py).
+END_OF_TIME_NS = 32_503_680_000 * 10**9
+# Trade ids are below it: the lake's tables and the differences of ids must hold them.
+ID_LIMIT = 10**18
 
 # What DECIMAL(28,12) holds without rounding.
 DIGITS = "16 digits before the point and 12 after it"
@@ -119,6 +121,18 @@ class Reject:
         return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def shortened_reject(value: bytes, most: int) -> bytes:
+    """A reject's message with so much of its frame as `most` bytes hold; any other message as it is."""
+    try:
+        message = json.loads(value)
+        # A character of the frame takes up to six bytes in JSON.
+        frame_bytes = len(json.dumps(message["raw"], ensure_ascii=False).encode())
+        message["raw"] = message["raw"][: max(0, most - len(value) + frame_bytes - 2) // 6]
+    except (ValueError, KeyError, TypeError):
+        return value
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Ignored:
     """A well-formed frame that carries no tick: an answer to a subscription, or a stream nobody asked for."""
@@ -134,14 +148,18 @@ class Control:
         subscribed   it has heard what we want
         heartbeat    it is alive; with a symbol, also which trade of that symbol is its latest
         reconnect    it will cut this connection soon: make a new one
-        error        it will not do what we asked; the text says why
+        error        it will not do what we asked; the text says why, symbol which instrument it refuses, if it is one
         refused      it will not talk to us at all: connecting again changes nothing
+
+    `frames` are to be sent to it on the same connection, `delay` seconds later: what an error has left undone.
     """
 
     kind: Literal["subscribed", "heartbeat", "reconnect", "error", "refused"]
     text: str = ""
     symbol: str | None = None
     last_trade_id: int | None = None
+    frames: tuple[str, ...] = ()
+    delay: float = 0.0
 
 
 Event = Tick | Reject | Ignored | Control

@@ -6,7 +6,8 @@ an alert twice only after a crash just after sending, or if the receiver's answe
 smtp_password come from the environment or the settings file, never from a flag. The notifier runs until SIGINT or
 SIGTERM; a second signal ends it at once.
 
-Exit codes: 0 stopped by a signal; 1 an internal error; 2 wrong settings, or no channel.
+Exit codes: 0 stopped by a signal; 2 wrong settings, or no channel; 4 another notifier
+uses the same folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,15 +32,19 @@ from notifier.sent_alerts import SentAlerts
 
 log = logging.getLogger("notifier")
 
-FAILED, KILLED = 1, 130
+IN_USE, KILLED = 4, 130
 FLAGS = (
     "kafka_bootstrap_servers", "alerts_topic", "alert_stale_seconds", "smtp_host", "smtp_port", "smtp_tls", "smtp_from",
     "smtp_to", "smtp_user", "state_dir", "log_format",
 )  # fmt: skip
 
 
+class InUse(Exception):
+    """Another notifier of this topic runs with the same state folder."""
+
+
 def notify(settings: Settings) -> int:
-    """Run until a signal, and return the exit code. Raises SettingsError."""
+    """Run until a signal, and return the exit code. Raises SettingsError and InUse."""
     ways = channels(settings)
     stop = _stop_on_signal()
     with _own_folder(settings.state_dir / "notifier" / settings.alerts_topic) as folder:
@@ -49,18 +54,14 @@ def notify(settings: Settings) -> int:
             raise SettingsError(f"state_dir: {error}") from error
         log.info("telling of %s by %s", settings.alerts_topic, " and ".join(way.name for way in ways))
         with ThreadPoolExecutor(len(parts)) as pool:
-            running = [pool.submit(part.run) for part in parts]
-            wait(running, return_when=FIRST_COMPLETED)
-            stop.set()
-    failures = [failure for each in running if (failure := each.exception()) is not None]
-    for failure in failures:
-        log.error("ended", exc_info=failure)
-    return FAILED if failures else 0
+            for run in [pool.submit(part.run) for part in parts]:
+                run.result()
+    return 0
 
 
 @contextmanager
 def _own_folder(folder: Path) -> Iterator[Path]:
-    """A folder that no other notifier uses meanwhile. Raises SettingsError."""
+    """A folder that no other notifier uses meanwhile. Raises SettingsError and InUse."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -70,7 +71,7 @@ def _own_folder(folder: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SettingsError(f"state_dir: another notifier uses {folder}") from None
+            raise InUse(f"another notifier uses {folder} (state_dir), and sends these alerts") from None
         yield folder
 
 
@@ -98,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except InUse as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return IN_USE
 
 
 if __name__ == "__main__":

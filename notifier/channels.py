@@ -7,6 +7,7 @@ from the other side: an address may contain a key.
 from __future__ import annotations
 
 import hashlib
+import re
 import smtplib
 import ssl
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import httpx
 
 from conf.settings import SettingsError
+from conf.text import shown
 
 if TYPE_CHECKING:
     from conf.settings import Settings
@@ -58,7 +60,12 @@ class Webhook:
     name = "webhook"
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        """Raises SettingsError, without the URL, if no request can be sent to it."""
+        try:
+            self._url = httpx.URL(url)
+            self._url.raw_host.decode().encode("idna")
+        except (httpx.InvalidURL, UnicodeError):
+            raise SettingsError("webhook_url: it is not a valid URL (its value is not shown)") from None
         self._client = httpx.Client(
             # Do not use the environment's proxy for this machine.
             mounts={"all://127.0.0.1": None},
@@ -72,8 +79,6 @@ class Webhook:
             # A stream: we do not read the answer's body, which may be long.
             with self._client.stream("POST", self._url, content=alert.json) as answer:
                 status, retry_after = answer.status_code, answer.headers.get("Retry-After", "")
-        except httpx.InvalidURL:
-            raise Refused("webhook_url is not a URL") from None
         except httpx.HTTPError as error:
             raise NotNow(type(error).__name__) from None
         if status >= 500 or status in AGAIN:
@@ -98,6 +103,15 @@ class Email:
             raise SettingsError("smtp_user and smtp_password: set both or neither")
         if settings.smtp_password is not None and settings.smtp_tls == "none":
             raise SettingsError("smtp_tls: smtp_password is not sent in the clear; set starttls or tls")
+        try:
+            settings.smtp_host.encode("idna")
+        except UnicodeError:
+            raise SettingsError(f"smtp_host: {shown(settings.smtp_host)} is not the name of a host") from None
+        password = None if settings.smtp_password is None else settings.smtp_password.get_secret_value()
+        for name, value in (("smtp_user", settings.smtp_user), ("smtp_password", password)):
+            # smtplib encodes both as ASCII, and PLAIN (RFC 4616) separates them by NUL.
+            if value is not None and not re.fullmatch("[ -~]+", value):
+                raise SettingsError(f"{name}: SMTP takes printable ASCII characters only (its value is not shown)")
         self._address = (settings.smtp_host, settings.smtp_port)
         self._tls = settings.smtp_tls
         self._from, self._to = settings.smtp_from, settings.smtp_to

@@ -2,7 +2,7 @@
 
 up      start what does not run, and wait until it answers; data is kept from the last time
 down    stop everything, and leave no process and no port
-status  one line a daemon; exit code 1 unless all of them answer
+status  what is wrong and what to do, then memory, disk and contents; exit code 1 unless all daemons run and answer
 logs    the last lines of every daemon's log
 
 Exit codes: 2 wrong usage or setting, 3 a port is taken, 4 a daemon died, 5 no answer in time, 6 not set up.
@@ -10,11 +10,13 @@ Exit codes: 2 wrong usage or setting, 3 a port is taken, 4 a daemon died, 5 no a
 
 from __future__ import annotations
 
+import json
 import sys
 
 from conf.settings import arguments, from_command_line
-from services.control import NAMES, daemons, down, states, up
+from services.control import NAMES, all_services, down, up
 from services.errors import ServiceError
+from services.status import as_json, as_table, look_at
 
 
 def main() -> int:
@@ -23,6 +25,7 @@ def main() -> int:
     parser.add_argument("command", choices=["up", "down", "status", "logs"])
     parser.add_argument("names", nargs="*", metavar="SERVICE", help=f"of {', '.join(NAMES)} (default: all)")
     parser.add_argument("--lines", type=int, default=20, metavar="N", help="lines of each log (default: 20)")
+    parser.add_argument("--json", action="store_true", help="status for machines: one object, a member a service")
     settings, options = from_command_line(parser)
     if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"there is no service {', '.join(unknown)}; there are {', '.join(NAMES)}")
@@ -33,15 +36,13 @@ def main() -> int:
         elif options.command == "down":
             down(settings, names)
         elif options.command == "status":
-            all_states = states(settings, names)
-            for state in all_states:
-                running = f"pid {state.pid}" if state.pid else "not running"
-                answers = "answers" if state.waits_for is None else f"waits for {state.waits_for}"
-                print(f"{state.service:6} {state.daemon:16} {running:12} {state.address:32} {answers}")
-            return 0 if all(state.pid and state.waits_for is None for state in all_states) else 1
+            all_figures = look_at(all_services(settings, names))
+            print(json.dumps(as_json(all_figures), indent=2) if options.json else as_table(all_figures))
+            return 0 if all(figures.answers for figures in all_figures) else 1
         else:
-            for daemon in daemons(settings, names):
-                print(f"==> {daemon.log} <==", *daemon.last_lines(options.lines), sep="\n", end="\n\n")
+            for service in all_services(settings, names):
+                for daemon in service.daemons:
+                    print(f"==> {daemon.log} <==", *daemon.last_lines(options.lines), sep="\n", end="\n\n")
     except ServiceError as error:
         print(f"scripts/services: {error}", file=sys.stderr)
         return error.exit_code

@@ -75,7 +75,7 @@ def down(settings: Settings, names: Sequence[str] = NAMES) -> None:
 def states(settings: Settings, names: Sequence[str] = NAMES) -> list[State]:
     """The state of every daemon of the named services."""
     result = []
-    for service in (MAKERS[name](settings) for name in names):
+    for service in all_services(settings, names):
         processes = [daemon.process() for daemon in service.daemons]
         waits_for = service.waits_for() if any(processes) else "scripts/services up"
         for daemon, process in zip(service.daemons, processes, strict=True):
@@ -84,8 +84,12 @@ def states(settings: Settings, names: Sequence[str] = NAMES) -> list[State]:
     return result
 
 
+def all_services(settings: Settings, names: Sequence[str] = NAMES) -> list[Service]:
+    return [MAKERS[name](settings) for name in names]
+
+
 def daemons(settings: Settings, names: Sequence[str] = NAMES) -> list[Daemon]:
-    return [daemon for name in names for daemon in MAKERS[name](settings).daemons]
+    return [daemon for service in all_services(settings, names) for daemon in service.daemons]
 
 
 @contextmanager

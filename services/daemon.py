@@ -7,12 +7,15 @@ cannot be out of date, cannot mean a process that got the same id later, and is 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -20,8 +23,14 @@ from conf.settings import ENVIRONMENT_PREFIX
 from services.errors import PortTaken
 
 LOOPBACK = "127.0.0.1"
-# A log that has grown beyond this is put aside, once, when its daemon starts.
-LOG_BYTES = 20 << 20
+# A daemon's log begins a new file after so many bytes, and so many older files of it are kept.
+LOG_BYTES = 10 << 20
+OLDER_LOGS = 3
+# Of what a daemon writes elsewhere than to its log, so many blocks of at most so many bytes are kept. It is little: the
+# last words of a Java that cannot start or go on, and exceptions that nobody catches.
+OUTPUT_BLOCKS = 4096
+OUTPUT_BLOCK_BYTES = 4096
+_STARTED = "==== started at "
 # Seconds a daemon has to end by itself before it is killed.
 PATIENCE = 30.0
 # Of our environment, what a daemon sees besides PATH and JAVA_HOME.
@@ -40,7 +49,17 @@ class Daemon:
 
     @property
     def log(self) -> Path:
+        """What it logs, by the configuration that services/service.py writes."""
         return self.folder / "log" / f"{self.name}.log"
+
+    @property
+    def output(self) -> Path:
+        """What else it writes to stdout and stderr since its start."""
+        return self.log.with_suffix(".out")
+
+    @property
+    def log_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.log.parent.glob(f"{self.name}.*"))
 
     def process(self) -> psutil.Process | None:
         """The running daemon, or None."""
@@ -54,13 +73,18 @@ class Daemon:
     def start(self) -> psutil.Process:
         """Start the daemon in a session of its own, so that Ctrl-C here does not end it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
-        with self.log.open("ab") as log:
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"{_STARTED}{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n")
+        # A daemon that was killed has left its temporary files behind.
+        folder = temporary(self.folder, self.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        # Not a file, which could grow for ever: dd ends at the limit, and Java ignores that nobody reads on.
+        with self._reader_of_output() as output:
             started = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
                 env=dict(self.environment),
@@ -68,14 +92,42 @@ class Daemon:
             )
         return psutil.Process(started.pid)
 
+    def _reader_of_output(self) -> IO[bytes]:
+        """A pipe into a bounded file; the file of the start before is kept."""
+        if self.output.exists():
+            self.output.replace(self.output.with_suffix(".out.1"))
+        limits = [f"bs={OUTPUT_BLOCK_BYTES}", f"count={OUTPUT_BLOCKS}"]
+        reader = subprocess.Popen(
+            ["dd", f"of={self.output}", *limits],
+            stdin=subprocess.PIPE,
+            # Whoever waits for the end of our own output does not wait for the daemon.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert reader.stdin is not None
+        return reader.stdin
+
     def last_lines(self, count: int = 15) -> list[str]:
-        """The last lines of the daemon's log without the frames of stack traces; none where there is no log."""
-        if not self.log.exists():
-            return []
-        with self.log.open("rb") as log:
-            log.seek(max(0, self.log.stat().st_size - 64 * 1024))
-            lines = log.read().decode(errors="replace").splitlines()
-        return [line for line in lines if not line.startswith("\tat ")][-count:]
+        """The last lines of the log since the last start, then of the output, without frames of stack traces."""
+        logged = _last_lines(self.log)
+        starts = [number for number, line in enumerate(logged) if line.startswith(_STARTED)]
+        return [*logged[starts[-1] if starts else 0 :][-count:], *_last_lines(self.output)[-count:]]
+
+
+def _last_lines(path: Path) -> list[str]:
+    """The last lines of a file without frames of stack traces; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64 * 1024))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if not line.startswith("\tat ")]
+
+
+def temporary(folder: Path, name: str) -> Path:
+    """The folder of a daemon's temporary files, empty when the daemon starts."""
+    return folder / "tmp" / name
 
 
 def mark(folder: Path, name: str) -> str:

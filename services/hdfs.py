@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import getpass
-import json
 import shutil
 import subprocess
-import urllib.error
-import urllib.request
+import time
 from pathlib import Path
-
-import requests
-from hdfs import HdfsError, InsecureClient
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
 
 from conf.settings import Settings
+from lake.tables import TABLES, Table
 from services.daemon import LOOPBACK, Daemon, daemon_environment
 from services.errors import DaemonDied
-from services.java import jars, java_command, java_home
-from services.service import Service, as_hadoop_xml, write_if_changed, write_logging_and_hosts
+from services.java import LOGGING_TO_STDOUT, jars, java_command, java_home
+from services.service import Report, Service, as_hadoop_xml, in_units, write_if_changed, write_logging_and_hosts
+from services.web import ask, beans
 
 NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
 DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
+SECONDARY = "org.apache.hadoop.hdfs.server.namenode.SecondaryNameNode"
+# Measured with 300,000 files of one block and names as long as the lake's: a file takes 310 bytes of the NameNode's
+# heap and 71 of the DataNode's; without files they take 30 and 20 MB. At the default horizons the lake has some 250,000
+# files. 512 MB suffice for twice as many: what lives long has two thirds of the heap, and needs room for garbage.
+NAMENODE_HEAP = "512m"
+BYTES_PER_FILE, BYTES_WITHOUT_FILES = 310, 30 << 20
+# Seconds between two merges of the NameNode's log of changes into its image.
+CHECKPOINT_SECONDS = 3600
+# Entries of a folder: the default of dfs.namenode.fs-limits.max-directory-items.
+MAX_ENTRIES = 1 << 20
 
 
 def service(settings: Settings) -> Service:
@@ -29,7 +39,7 @@ def service(settings: Settings) -> Service:
     namenode = Daemon(
         name="namenode",
         folder=folder,
-        command=java_command(folder, "namenode", jars_of="hadoop", heap="384m", main=NAMENODE),
+        command=java_command(folder, "namenode", jars_of="hadoop", heap=NAMENODE_HEAP, main=NAMENODE),
         ports={"namenode_port": settings.namenode_port, "namenode_http_port": settings.namenode_http_port},
         environment=environment,
     )
@@ -44,17 +54,31 @@ def service(settings: Settings) -> Service:
         },
         environment=environment,
     )
+    # It merges the NameNode's log of changes into its image. Without it, the log grows until the NameNode starts again,
+    # and that start reads all of it. It has the same files in memory as the NameNode.
+    secondary = Daemon(
+        name="secondarynamenode",
+        folder=folder,
+        command=java_command(folder, "secondarynamenode", jars_of="hadoop", heap=NAMENODE_HEAP, main=SECONDARY),
+        ports={"secondarynamenode_http_port": settings.secondarynamenode_http_port},
+        environment=environment,
+    )
     return Service(
         name="hdfs",
         address=default_fs(settings),
-        daemons=(namenode, datanode),
+        daemons=(namenode, datanode, secondary),
         prepare=lambda: _prepare(settings, folder),
-        waits_for=lambda: _waits_for(f"http://{LOOPBACK}:{settings.namenode_http_port}"),
+        waits_for=lambda: _waits_for(_web(settings)),
+        report=lambda report: _report(settings, report),
     )
 
 
 def default_fs(settings: Settings) -> str:
     return f"hdfs://{LOOPBACK}:{settings.namenode_port}"
+
+
+def _web(settings: Settings) -> str:
+    return f"http://{LOOPBACK}:{settings.namenode_http_port}"
 
 
 def core_site(settings: Settings, folder: Path) -> dict[str, str]:
@@ -79,6 +103,14 @@ def _hdfs_site(settings: Settings, folder: Path) -> dict[str, str]:
         "dfs.namenode.datanode.registration.ip-hostname-check": "false",
         "dfs.namenode.name.dir": f"file://{folder}/data/name",
         "dfs.datanode.data.dir": f"file://{folder}/data/blocks",
+        "dfs.namenode.secondary.http-address": f"{LOOPBACK}:{settings.secondarynamenode_http_port}",
+        "dfs.namenode.checkpoint.dir": f"file://{folder}/data/checkpoint",
+        # A file of the lake makes some 900 bytes of log, from its creation to its deletion.
+        "dfs.namenode.checkpoint.period": str(CHECKPOINT_SECONDS),
+        # Changes that are in both images are kept for a standby NameNode; there is none. The default is a million.
+        "dfs.namenode.num.extra.edits.retained": "0",
+        # Every six hours the DataNode compares its files with its memory: in a tenth of the time, instead of at once.
+        "dfs.datanode.directoryscan.throttle.limit.ms.per.sec": "100",
         # There is one DataNode.
         "dfs.replication": "1",
         # WebHDFS writes through a client in the DataNode: as in conf/spark-defaults.conf.
@@ -103,7 +135,7 @@ def _prepare(settings: Settings, folder: Path) -> None:
         return
     shutil.rmtree(folder / "data" / "name", ignore_errors=True)
     format_storage = [
-        f"{java_home()}/bin/java", "-Xmx256m", "-cp", f"{folder}/conf:{jars('hadoop')}",
+        f"{java_home()}/bin/java", "-Xmx256m", LOGGING_TO_STDOUT, "-cp", f"{folder}/conf:{jars('hadoop')}",
         NAMENODE, "-format", "-nonInteractive",
     ]  # fmt: skip
     run = subprocess.run(format_storage, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -114,15 +146,145 @@ def _prepare(settings: Settings, folder: Path) -> None:
 
 def _waits_for(web: str) -> str | None:
     try:
-        with urllib.request.urlopen(f"{web}/jmx?qry=Hadoop:service=NameNode,name=*", timeout=5) as answer:
-            beans = {bean["name"].rpartition("name=")[2]: bean for bean in json.load(answer)["beans"]}
-        if "FSNamesystemState" not in beans or "NameNodeInfo" not in beans:
+        figures = beans(web, "Hadoop:service=NameNode,name=*")
+        if "FSNamesystemState" not in figures or "NameNodeInfo" not in figures:
             return "the NameNode to load its image"
-        if beans["FSNamesystemState"]["NumLiveDataNodes"] < 1:
+        if figures["FSNamesystemState"]["NumLiveDataNodes"] < 1:
             return "a live DataNode"
-        if beans["NameNodeInfo"]["Safemode"]:
+        if figures["NameNodeInfo"]["Safemode"]:
             return "the end of safe mode"
-        InsecureClient(web, user=getpass.getuser(), timeout=5).list("/")
-    except (urllib.error.URLError, OSError, ValueError, HdfsError, requests.RequestException) as error:
+        _webhdfs(web, "/", "GETFILESTATUS")
+    except (OSError, ValueError) as error:
         return f"the NameNode at {web} ({type(error).__name__})"
     return None
+
+
+def _webhdfs(web: str, path: str, operation: str) -> Any:
+    return ask(f"{web}/webhdfs/v1{quote(path)}?op={operation}&user.name={quote(getpass.getuser())}")
+
+
+def most_files(heap_bytes: int) -> int:
+    """The files of one block that fill seven tenths of what a NameNode's heap has for what lives long."""
+    return max(0, int(heap_bytes * 2 / 3 * 0.7) - BYTES_WITHOUT_FILES) // BYTES_PER_FILE
+
+
+def _report(settings: Settings, report: Report) -> None:
+    """Files and blocks against the NameNode's heap, blocks in danger, the last merge, the folders of the lake."""
+    try:
+        names = beans(_web(settings), "Hadoop:service=NameNode,name=FSNamesystem")["FSNamesystem"]
+        memory = beans(_web(settings), "java.lang:type=Memory")["java.lang:type=Memory"]
+    except (OSError, ValueError, KeyError) as error:
+        report.unknown.append(f"files and blocks ({type(error).__name__})")
+        return
+    files, most = names["FilesTotal"], most_files(memory["HeapMemoryUsage"]["max"])
+    merged = time.time() - names["LastCheckpointTime"] / 1000
+    report.figures |= {
+        "files": files,
+        "files_limit": most,
+        "blocks": names["BlocksTotal"],
+        "blocks_bytes": names["CapacityUsed"],
+        "remaining_bytes": names["CapacityRemaining"],
+        "missing_blocks": names["MissingBlocks"],
+        "corrupt_blocks": names["CorruptBlocks"],
+        "under_replicated_blocks": names["LowRedundancyBlocks"],
+        "last_merge_seconds": int(merged),
+        "changes_since_merge": names["TransactionsSinceLastCheckpoint"],
+    }
+    report.lines.append(
+        f"{files:,} files and folders of some {most:,} that the NameNode's heap has room for; "
+        f"{names['BlocksTotal']:,} blocks; {names['TransactionsSinceLastCheckpoint']:,} changes since the last merge, "
+        f"{merged / 60:,.0f} min ago"
+    )
+    report.warnings += _dangers(names, files, most, merged)
+    _report_lake(settings, report)
+
+
+def _dangers(names: dict[str, Any], files: int, most: int, merged: float) -> list[str]:
+    warnings = []
+    if files > 0.8 * most:
+        warnings.append(
+            f"{files:,} files, and the NameNode's heap has room for some {most:,}: compact the tables "
+            "(upkeep, batch/maintain.py), or raise NAMENODE_HEAP in services/hdfs.py"
+        )
+    if names["MissingBlocks"] or names["CorruptBlocks"]:
+        warnings.append(
+            f"{names['MissingBlocks']:,} blocks are missing and {names['CorruptBlocks']:,} corrupt: files cannot be "
+            "read; see whether the DataNode's disk and folder are whole (scripts/services logs hdfs)"
+        )
+    if names["LowRedundancyBlocks"]:
+        warnings.append(
+            f"{names['LowRedundancyBlocks']:,} blocks have fewer replicas than their files ask for: there is one "
+            "DataNode, and a client asked for more; set dfs.replication=1 there, and hdfs dfs -setrep 1 on those files"
+        )
+    if merged > 3 * CHECKPOINT_SECONDS and names["TransactionsSinceLastCheckpoint"] > 10_000:
+        warnings.append(
+            f"the last merge of the NameNode's log was {merged / 3600:,.0f} h ago; the log grows, and a start reads "
+            "all of it: see why the SecondaryNameNode does not merge (scripts/services logs hdfs)"
+        )
+    return warnings
+
+
+def _report_lake(settings: Settings, report: Report) -> None:
+    """The files of each table and of the checkpoint, and the fullest of their folders: a folder has a limit."""
+    if not settings.lake_root.startswith(default_fs(settings) + "/"):
+        report.lines.append(f"the lake is elsewhere: {settings.lake_root}")
+        return
+    tables: dict[str, dict[str, int]] = {}
+    fullest = ("", 0)
+    try:
+        for table in TABLES:
+            whole = _content(settings, table.path(settings.lake_root))
+            if whole is None:
+                continue
+            log = _content(settings, table.path(settings.lake_root) + "/_delta_log") or {"fileCount": 0}
+            data_files = whole["fileCount"] - log["fileCount"]
+            tables[table.qualified_name] = {
+                "files": data_files,
+                "log_files": log["fileCount"],
+                "bytes": whole["length"],
+            }
+            folders = {f"{table.qualified_name}/_delta_log": log["fileCount"]}
+            folders |= _data_folders(settings, table, data_files)
+            fullest = max(fullest, *folders.items(), key=lambda item: item[1])
+    except (OSError, ValueError, KeyError) as error:
+        report.unknown.append(f"the files of the lake's tables ({error})")
+        return
+    report.figures |= {"tables": tables, "fullest_folder": fullest[0], "fullest_folder_entries": fullest[1]}
+    report.lines.append(
+        f"lake: {sum(table['files'] for table in tables.values()):,} data files, "
+        f"{sum(table['log_files'] for table in tables.values()):,} log files, "
+        f"{in_units(sum(table['bytes'] for table in tables.values()))}; fullest folder: {fullest[0] or '-'} with "
+        f"{fullest[1]:,} of {MAX_ENTRIES:,} entries"
+    )
+    if fullest[1] > 0.8 * MAX_ENTRIES:
+        report.warnings.append(
+            f"the folder {fullest[0]} has {fullest[1]:,} entries, and HDFS takes no more than {MAX_ENTRIES:,}: then "
+            "the stream stops; compact the table and clean its log (upkeep, batch/maintain.py)"
+        )
+
+
+def _data_folders(settings: Settings, table: Table, files: int) -> dict[str, int]:
+    """The folders of a table's data with their files. Partitions are looked at only where one may be too full."""
+    whole = {table.qualified_name: files}
+    if not table.partitioned_by or files < 0.8 * MAX_ENTRIES:
+        return whole if not table.partitioned_by else {}
+    path = table.path(settings.lake_root)
+    entries = _webhdfs(_web(settings), path.removeprefix(default_fs(settings)), "LISTSTATUS")["FileStatuses"][
+        "FileStatus"
+    ]
+    partitions = [entry["pathSuffix"] for entry in entries if "=" in entry["pathSuffix"]]
+    contents = {name: _content(settings, f"{path}/{name}") for name in partitions}
+    return {f"{table.qualified_name}/{name}": content["fileCount"] for name, content in contents.items() if content}
+
+
+def _content(settings: Settings, url: str) -> dict[str, int] | None:
+    """The number of files below a folder and their bytes; None where there is none. Raises OSError or ValueError."""
+    try:
+        summary: dict[str, int] = _webhdfs(_web(settings), url.removeprefix(default_fs(settings)), "GETCONTENTSUMMARY")[
+            "ContentSummary"
+        ]
+    except HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
+    return summary

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyspark
 
 from conf.settings import PROJECT
-from services.daemon import mark
+from services.daemon import mark, temporary
 from services.errors import NotSetUp
 
 SPARK_HOME = Path(pyspark.__file__).parent
@@ -18,6 +18,8 @@ JARS = PROJECT / ".tickhouse" / "jars"
 # Made by submit/class_archive.py. A Java that cannot use it says why on stderr, for stdout is a job's own.
 CLASS_ARCHIVE = PROJECT / ".tickhouse" / "spark-classes.jsa"
 SHARED_CLASSES = f"-XX:SharedArchiveFile={CLASS_ARCHIVE} -Xlog:disable -Xlog:all=warning:stderr"
+# For a command that ends, such as a format: its log is its output.
+LOGGING_TO_STDOUT = "-Dtickhouse.log=/dev/stdout"
 
 
 @cache
@@ -41,6 +43,11 @@ def spark_class_path() -> str:
     return f"{SPARK_HOME}/jars/*:{jars('spark')}"
 
 
+def logging_to_file(folder: Path, name: str) -> tuple[str, str]:
+    """Options of a daemon's Java. The first is used by the logging that services/service.py sets up."""
+    return f"-Dtickhouse.log={folder}/log/{name}.log", f"-XX:ErrorFile={folder}/log/{name}.crash"
+
+
 def java_command(
     folder: Path,
     name: str,
@@ -59,6 +66,8 @@ def java_command(
     return (
         f"{java_home()}/bin/java",
         mark(folder, name),
+        *logging_to_file(folder, name),
+        f"-Djava.io.tmpdir={temporary(folder, name)}",
         f"-Xmx{heap}",
         # Small heaps on few cores: the parallel collectors' threads would cost more than they bring.
         "-XX:+UseSerialGC",

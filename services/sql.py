@@ -9,9 +9,9 @@ from impala.error import Error
 from thrift.Thrift import TException
 
 from conf.settings import PROJECT, Settings
-from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment, mark
-from services.java import SHARED_CLASSES, SPARK_HOME, java_home, spark_class_path
-from services.service import Service
+from services.daemon import LOOPBACK, Daemon, accepts, daemon_environment, mark, temporary
+from services.java import SHARED_CLASSES, SPARK_HOME, java_home, logging_to_file, spark_class_path
+from services.service import LOG4J2, Service, write_if_changed
 
 
 def service(settings: Settings) -> Service:
@@ -38,6 +38,16 @@ def service(settings: Settings) -> Service:
 
 
 def _command(settings: Settings, folder: Path) -> tuple[str, ...]:
+    scratch = temporary(folder, "thriftserver")
+    own_options = (
+        mark(folder, "thriftserver"),
+        *logging_to_file(folder, "thriftserver"),
+        f"-Dlog4j2.configurationFile=file:{folder}/conf/log4j2.properties",
+        f"-Djava.io.tmpdir={scratch}",
+        f"-Dderby.stream.error.file={folder}/log/thriftserver.derby",
+        "-Djava.net.preferIPv4Stack=true",
+        "-XX:+ExitOnOutOfMemoryError",
+    )
     # The Delta jars by the class path: with --jars the server's sessions cannot find Delta's catalog.
     configuration = {
         "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:;databaseName={folder}/data/metastore;create=true",
@@ -45,10 +55,10 @@ def _command(settings: Settings, folder: Path) -> tuple[str, ...]:
         "spark.hadoop.hive.server2.thrift.bind.host": LOOPBACK,
         "spark.hadoop.hive.server2.thrift.port": str(settings.sql_port),
         # Scratch folders of sessions, else in /tmp for all users of the machine.
-        "spark.hadoop.hive.exec.scratchdir": f"{folder}/tmp/scratch",
-        "spark.hadoop.hive.exec.local.scratchdir": f"{folder}/tmp/local",
-        "spark.hadoop.hive.downloaded.resources.dir": f"{folder}/tmp/resources",
-        "spark.local.dir": f"{folder}/tmp/spark",
+        "spark.hadoop.hive.exec.scratchdir": f"{scratch}/scratch",
+        "spark.hadoop.hive.exec.local.scratchdir": str(scratch),
+        "spark.hadoop.hive.downloaded.resources.dir": f"{scratch}/resources",
+        "spark.local.dir": f"{scratch}/spark",
         "spark.driver.bindAddress": LOOPBACK,
         "spark.driver.host": LOOPBACK,
         # A web page less: what it would show is in the log, and its port would collide with the jobs' pages.
@@ -63,8 +73,7 @@ def _command(settings: Settings, folder: Path) -> tuple[str, ...]:
         "--driver-class-path",
         spark_class_path(),
         "--driver-java-options",
-        f"{mark(folder, 'thriftserver')} {SHARED_CLASSES} -Djava.net.preferIPv4Stack=true -XX:+ExitOnOutOfMemoryError"
-        f" -Dderby.stream.error.file={folder}/log/derby.log",
+        f"{SHARED_CLASSES} {' '.join(own_options)}",
         *(part for name, value in configuration.items() for part in ("--conf", f"{name}={value}")),
         "--class",
         "org.apache.spark.sql.hive.thriftserver.HiveThriftServer2",
@@ -73,8 +82,8 @@ def _command(settings: Settings, folder: Path) -> tuple[str, ...]:
 
 
 def _prepare(folder: Path) -> None:
-    for inside in ("data", "tmp/local"):
-        (folder / inside).mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    write_if_changed(folder / "conf" / "log4j2.properties", LOG4J2)
 
 
 def _waits_for(settings: Settings) -> str | None:
@@ -82,7 +91,7 @@ def _waits_for(settings: Settings) -> str | None:
         return f"port {settings.sql_port}"
     where = f"{LOOPBACK}:{settings.sql_port}"
     try:
-        connection = connect(LOOPBACK, settings.sql_port, auth_mechanism="PLAIN", timeout=60, retries=1)
+        connection = connect(LOOPBACK, settings.sql_port, auth_mechanism="PLAIN", timeout=20, retries=1)
         try:
             with connection.cursor() as cursor:
                 cursor.execute("select 1")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -13,7 +10,8 @@ from conf.settings import Settings
 from services.daemon import LOOPBACK, Daemon, daemon_environment
 from services.hdfs import core_site
 from services.java import java_command, java_home
-from services.service import Service, as_hadoop_xml, write_if_changed, write_logging_and_hosts
+from services.service import Report, Service, as_hadoop_xml, in_units, write_if_changed, write_logging_and_hosts
+from services.web import ask
 
 RESOURCEMANAGER = "org.apache.hadoop.yarn.server.resourcemanager.ResourceManager"
 NODEMANAGER = "org.apache.hadoop.yarn.server.nodemanager.NodeManager"
@@ -54,6 +52,7 @@ def service(settings: Settings) -> Service:
         daemons=(resourcemanager, nodemanager),
         prepare=lambda: _prepare(settings, folder),
         waits_for=lambda: _waits_for(f"http://{LOOPBACK}:{settings.resourcemanager_http_port}"),
+        report=lambda report: _report(f"http://{LOOPBACK}:{settings.resourcemanager_http_port}", report),
         leftovers=lambda: _containers(folder),
     )
 
@@ -86,6 +85,15 @@ def _yarn_site(settings: Settings, folder: Path) -> dict[str, str]:
         "yarn.nodemanager.disk-health-checker.max-disk-utilization-per-disk-percentage": "99.5",
         # Allocations and ends of containers are passed on at each heartbeat.
         "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms": "200",
+        # Finished containers' logs stay for a day: somebody may ask why a job failed. The default is three hours.
+        "yarn.nodemanager.log.retain-seconds": "86400",
+        # A job on YARN logs to a file that nothing rotates. A job that writes so much is ended before the disk is full,
+        # and its supervisor starts it again. Bytes of a container, and of all of an application's.
+        "yarn.nodemanager.container-log-monitor.enable": "true",
+        "yarn.nodemanager.container-log-monitor.dir-size-limit-bytes": str(512 << 20),
+        "yarn.nodemanager.container-log-monitor.total-size-limit-bytes": str(2 << 30),
+        # What jobs have shipped stays for the next ones. A version of code, packages and jars has 0.6 GB.
+        "yarn.nodemanager.localizer.cache.target-size-mb": "4096",
         # The ResourceManager keeps what it shows of old applications in memory.
         "yarn.resourcemanager.max-completed-applications": "50",
     }
@@ -108,9 +116,8 @@ def _prepare(settings: Settings, folder: Path) -> None:
 
 def _waits_for(web: str) -> str | None:
     try:
-        with urllib.request.urlopen(f"{web}/ws/v1/cluster/nodes?states=RUNNING", timeout=5) as answer:
-            nodes = json.load(answer)["nodes"]
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        nodes = ask(f"{web}/ws/v1/cluster/nodes?states=RUNNING")["nodes"]
+    except (OSError, ValueError) as error:
         return f"the ResourceManager at {web} ({type(error).__name__})"
     return None if nodes and nodes.get("node") else "a running NodeManager"
 
@@ -122,3 +129,32 @@ def _containers(folder: Path) -> list[int]:
         if (process.info["cwd"] or "").startswith(f"{folder}/data/local/"):
             inside.append(process.pid)
     return inside
+
+
+def _report(web: str, report: Report) -> None:
+    """Applications and nodes."""
+    try:
+        metrics = ask(f"{web}/ws/v1/cluster/metrics")["clusterMetrics"]
+        nodes = (ask(f"{web}/ws/v1/cluster/nodes")["nodes"] or {}).get("node", [])
+    except (OSError, ValueError, KeyError) as error:
+        report.unknown.append(f"applications and nodes ({type(error).__name__})")
+        return
+    running, waiting = metrics["appsRunning"], metrics["appsPending"]
+    report.figures |= {
+        "applications_running": running,
+        "applications_waiting": waiting,
+        "nodes_active": metrics["activeNodes"],
+        "nodes_unhealthy": metrics["unhealthyNodes"],
+        "memory_free_bytes": metrics["availableMB"] << 20,
+    }
+    report.lines.append(
+        f"{running} applications run, {waiting} wait; {metrics['activeNodes']} nodes, {metrics['unhealthyNodes']} of "
+        f"them unhealthy; {in_units(metrics['availableMB'] << 20)} of memory to give"
+    )
+    report.warnings += [
+        f"the node {node['id']} takes no work: {node['healthReport']}" for node in nodes if node["state"] == "UNHEALTHY"
+    ]
+    if waiting and not running:
+        report.warnings.append(
+            f"{waiting} applications wait though none runs: they ask for more memory than the node has"
+        )

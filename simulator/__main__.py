@@ -151,9 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--forget", type=_hole, action="append", default=[], metavar="AFTER:COUNT",
         help="likewise, and REST has them neither",
     )  # fmt: skip
+    parser.add_argument(
+        "--delist", type=_assets, default=[], metavar="ASSETS", help="subscriptions to these assets are refused"
+    )
     parser.add_argument("--fault", choices=FAULTS, action="append", default=[], help="what goes wrong; may be repeated")
     options = parser.parse_args(argv)
-    listing = Listing(options.venue, options.assets)
+    listing = Listing(options.venue, options.assets, delisted=options.delist)
     missing = [asset for asset in options.assets if asset not in listing.symbols]
     if missing:
         parser.error(f"argument --assets: {options.venue} has no {', '.join(missing)}")

@@ -58,15 +58,16 @@ FRAME_FAULTS: dict[str, Callable[[Iterator[Frame]], Iterator[Frame]]] = {
 }
 
 # Faults of a connection, which the venue's server commits: every frame comes in fragments; the first client hears
-# nothing more after some frames, nor a goodbye; every client is cut off without a word after some frames.
-FRAGMENTS, SILENCE, CUTS = "fragments", "silence", "cuts"
+# nothing more after some frames, nor a goodbye; the first client gets no more trades after some frames, but its
+# heartbeats; every client is cut off without a word after some frames.
+FRAGMENTS, SILENCE, DEAD_SUBSCRIPTION, CUTS = "fragments", "silence", "dead-subscription", "cuts"
 FRAMES_BEFORE = 3_000
 
 # A fault of the market.
 RESTARTED_IDS = "restarted-ids"
 TRADES_BEFORE = 2_000
 
-FAULTS = (*FRAME_FAULTS, FRAGMENTS, SILENCE, CUTS, RESTARTED_IDS)
+FAULTS = (*FRAME_FAULTS, FRAGMENTS, SILENCE, DEAD_SUBSCRIPTION, CUTS, RESTARTED_IDS)
 
 
 def restarted_ids(trades: Iterator[Trade]) -> Iterator[Trade]:

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from simulator.dialects import Answer, Dialect
-from simulator.faults import CUTS, FRAGMENTS, FRAMES_BEFORE, SILENCE, fragments
+from simulator.faults import CUTS, DEAD_SUBSCRIPTION, FRAGMENTS, FRAMES_BEFORE, SILENCE, fragments
 from simulator.frames import Frame
 from simulator.history import History
 
@@ -46,6 +46,7 @@ class Venue:
         self._faults = faults
         self._heard: Counter[ServerConnection] = Counter()
         self._silent: list[ServerConnection] = []
+        self._first: ServerConnection | None = None
         self._source = source
         self._speed = speed
         self._dialect = dialect
@@ -105,12 +106,15 @@ class Venue:
             self._silent.append(client)
             for clients in self._subscribers.values():
                 clients.discard(client)
+        elif DEAD_SUBSCRIPTION in self._faults and client is self._first and self._heard[client] >= FRAMES_BEFORE:
+            return
         elif due and CUTS in self._faults:
             client.transport.abort()
         else:
             await client.send(fragments(text) if FRAGMENTS in self._faults else text)
 
     async def _client(self, client: ServerConnection) -> None:
+        self._first = self._first or client
         tasks = [asyncio.create_task(self._heartbeats(client)), asyncio.create_task(self._patience(client))]
         query = parse_qs(urlsplit(client.request.path if client.request else "").query)
         try:

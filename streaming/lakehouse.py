@@ -83,6 +83,8 @@ class Lakehouse:
     # Set when the job is about to end.
     ending: threading.Event = field(default_factory=threading.Event)
     _failed: bool = False
+    # The version of silver.ticks that the newest snapshot of the state describes; a start writes one.
+    _snapshot: int = field(init=False)
     _writing: threading.Lock = field(default_factory=threading.Lock)
     # Held while the longer windows are written.
     _rolling: threading.Lock = field(default_factory=threading.Lock)
@@ -91,6 +93,7 @@ class Lakehouse:
 
     def __post_init__(self) -> None:
         self.idle.set()
+        self._snapshot = self.writer.version(SILVER_TICKS)
         self._rolled_up_at = self._wrote_at = time.monotonic()
 
     def write_batch(self, records: DataFrame, batch: int) -> None:
@@ -250,7 +253,8 @@ class Lakehouse:
 
     def _keep_state(self, replayed: bool) -> None:
         version = self.writer.version(SILVER_TICKS)
-        if not replayed and version % state.SNAPSHOT_EVERY == 0:
+        if not replayed and version >= self._snapshot + state.SNAPSHOT_EVERY:
+            self._snapshot = version
             self.writer.in_background(partial(state.keep, self.writer, self.state, version))
 
     # --- the longer windows, beside the stream

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from conf.settings import Settings
 from lake.delta import compact
 from lake.delta.drop import is_older, kept_for
@@ -75,6 +77,8 @@ class Upkeep:
         self._is_pausing = False
         # Files that wait to be joined or deleted.
         self.debt = 0
+        # Files that could not be joined.
+        self._unreadable: set[str] = set()
         # How many small files a table has beyond those that this round joins.
         self._neglected: dict[Table, int] = {}
         self._totals = Counter[str]()
@@ -100,12 +104,12 @@ class Upkeep:
             except Fenced:
                 # The next micro-batch ends the job.
                 return
-            except (OSError, ContentsDiffer):
+            except Exception:
                 self._totals["failures"] += 1
                 logger.exception("the lake's upkeep failed; it is tried again")
 
     def round(self) -> None:
-        """Do what is due. Raises Fenced, ContentsDiffer, StoreError."""
+        """Do what is due. Raises Fenced, StoreError."""
         if not self._defined:
             self._define()
         now = self._clock()
@@ -160,7 +164,9 @@ class Upkeep:
             if newest is None:
                 return []
             before = datetime.fromisoformat(newest) - CHANGING_FOR
-            return compact.due(table, live.all(), lambda file: _is_before(file, table, before), fan_in=fan_in)
+            return compact.due(
+                table, live.all(), self._readable(lambda file: _is_before(file, table, before)), fan_in=fan_in
+            )
         files, more = self._lake.small_files(table, compact.small_bytes(table))
         before_millis = 1_000 * (self._clock() - appended_for.total_seconds())
         if more:
@@ -168,15 +174,23 @@ class Upkeep:
                 "%s has %d small files: batch/maintain.py joins them sooner", table.qualified_name, len(files) + more
             )
             self._neglected[table] = more
-        return compact.due(table, files, lambda file: file.add["modificationTime"] <= before_millis, fan_in=fan_in)
+        is_closed = self._readable(lambda file: file.add["modificationTime"] <= before_millis)
+        return compact.due(table, files, is_closed, fan_in=fan_in)
+
+    def _readable(self, is_closed: Callable[[DataFile], bool]) -> Callable[[DataFile], bool]:
+        return lambda file: file.path not in self._unreadable and is_closed(file)
 
     def _join(self, table: Table, group: Group) -> None:
+        """Join a group of files. A group that cannot be read is named once, and left alone from then on."""
         try:
             new = self._lake.write_file(table, compact.join(self._lake.files, table, group))
         except FileNotFoundError as error:
-            # An outsider has replaced the files, and deleted them.
-            logger.info("%s: files are not joined: %s", table.qualified_name, error)
+            # An outsider has replaced the files, and deleted them; else the table is damaged.
+            self._leave_alone(table, group, error)
             self._lake.catch_up(table)
+            return
+        except (ContentsDiffer, pa.ArrowException, ValueError) as error:
+            self._leave_alone(table, group, error)
             return
         with self._house.between():
             is_done = self._reorganize(table, group, [new])
@@ -185,6 +199,14 @@ class Upkeep:
             self._totals["joined_bytes"] += new.size
         else:
             self._lake.files.delete(new.path)
+
+    def _leave_alone(self, table: Table, group: Group, error: Exception) -> None:
+        self._totals["failures"] += 1
+        self._unreadable |= {file.path for file in group}
+        logger.error(
+            "%s: %d files from %s on are not joined: %s. batch/prove.py tells whether rows are lost",
+            *(table.qualified_name, len(group), group[0].path, error),
+        )
 
     def _reorganize(self, table: Table, removed: Group, added: Group) -> bool:
         if slices := self._slices.get(table):

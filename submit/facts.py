@@ -1,18 +1,19 @@
 """Print what spark-submit.sh must know of the settings of the job that it is about to run, one fact a line.
 
-They are: the settings file; the folder of the services' state; the lake's file system; its WebHDFS address; and
-`loopback` where that file system is on this machine's loopback, else `network`.
+They are: the folder of the services' state; the lake's file system; its WebHDFS address; the
+variables of the environment that the job must not have; and `loopback` where that file system is on this machine's
+loopback, else `network`.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, read_settings, settings_file
+from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, read_settings
+from submit.settings import withheld
 
 
 def is_loopback(host: str | None) -> bool:
@@ -38,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"spark-submit.sh: {error}", file=sys.stderr)
         return USAGE_ERROR
     lake = urlsplit(settings.lake_root)
-    print(settings_file(os.environ, options.conf).resolve())
     print(settings.state_dir)
     print(f"{lake.scheme}://{lake.netloc}")
     print(settings.webhdfs_url)
+    print(*withheld())
     print("loopback" if is_loopback(lake.hostname) else "network")
     return 0
 

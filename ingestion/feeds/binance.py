@@ -3,18 +3,19 @@
 A frame is
 `{"stream":"btcusdt@trade","data":{"e":"trade","E":ms,"s":"BTCUSDT","t":id,"p":"price","q":"quantity","T":ms,"m":true}}`.
 Trade ids (t) have no holes per symbol. E is when the event was sent, T when the trade was made: T is the tick's time.
-A connection is cut after 24 hours.
+Times are in milliseconds, or in microseconds where the address has timeUnit=MICROSECOND. A connection is cut after a
+day.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
 from ingestion.feeds.venue import Venue
+from ingestion.foreign import brief
 from ingestion.instruments import Instrument, of_table
 from ingestion.pairs import Pair, rows_with
 from ingestion.rest import Rest
@@ -37,22 +38,27 @@ class Binance:
     """The trades of some instruments, on one connection."""
 
     name = "binance"
+    has_trade_ids = True
     silence_seconds = 20.0
     connection_lifetime_seconds: float | None = 24 * 3600.0
+    # "WebSocket connections have a limit of 5 incoming messages per second", pings and pongs too; whoever sends more is
+    # disconnected. https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
+    request_seconds = 0.3
 
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None) -> None:
         self._base = url or URL
-        self._requests = itertools.count(1)
-        self._streams = Subscription(instruments, _stream, self._request)
+        self._streams = Subscription(instruments, _stream, _request)
+        self._in_url = self._streams.names[:STREAMS_IN_URL]
 
     @property
     def url(self) -> str:
-        names = "/".join(self._streams.names[:STREAMS_IN_URL])
-        return f"{self._base}{'&' if '?' in self._base else '?'}streams={names}"
+        self._in_url = self._streams.names[:STREAMS_IN_URL]
+        return f"{self._base}{'&' if '?' in self._base else '?'}streams={'/'.join(self._in_url)}"
 
     def opening_frames(self) -> Sequence[str]:
         """The address names the streams; what does not fit in there is subscribed to."""
-        return self._streams.frames("subscribe", self._streams.names[STREAMS_IN_URL:])
+        in_url = set(self._in_url)
+        return self._streams.opening([name for name in self._streams.names if name not in in_url])
 
     def subscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
         return self._streams.add(instruments)
@@ -60,8 +66,12 @@ class Binance:
     def unsubscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
         return self._streams.remove(instruments)
 
-    def _request(self, method: Method, streams: list[str]) -> dict[str, object]:
-        return {"method": method.upper(), "params": streams, "id": next(self._requests)}
+    @property
+    def refused(self) -> Mapping[str, str]:
+        return self._streams.refused
+
+    def ask_refused(self) -> Sequence[str]:
+        return self._streams.ask_refused()
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
         message = fields.message(self.name, frame, received_ns)
@@ -74,12 +84,12 @@ class Binance:
         if instrument is None:
             if _OTHER_STREAM.fullmatch(stream):
                 return [Ignored(stream.partition("@")[2])]
-            return [Reject(received_ns, self.name, f"unknown stream {stream[:80]!r}", frame)]
+            return [Reject(received_ns, self.name, f"unknown stream {brief(stream)}", frame)]
         return [self._trade(instrument, trade, frame, received_ns)]
 
     def _other(self, message: dict[str, object], frame: bytes, received_ns: int) -> Event:
         if "error" in message:
-            return Control("error", fields.brief(message["error"]))
+            return self._streams.refuse_request(message.get("id"), brief(message["error"]))
         if "result" in message and "id" in message:
             return Control("subscribed")
         event = message.get("event", message)
@@ -89,17 +99,20 @@ class Binance:
 
     def _trade(self, instrument: Instrument, trade: dict[str, object], frame: bytes, received_ns: int) -> Tick | Reject:
         if trade.get("e") != "trade":
-            return Reject(received_ns, self.name, f"event {fields.brief(trade.get('e'))} on a trade stream", frame)
+            return Reject(received_ns, self.name, f"event {brief(trade.get('e'))} on a trade stream", frame)
         if trade.get("s") != instrument.symbol:
-            reason = f"unknown symbol {fields.brief(trade.get('s'))} on the stream of {instrument.symbol}"
+            reason = f"unknown symbol {brief(trade.get('s'))} on the stream of {instrument.symbol}"
             return Reject(received_ns, self.name, reason, frame)
-        made_at = trade.get("T")
-        event_ns = made_at * 1_000_000 if type(made_at) is int else None
+        event_ns = fields.unix_ns(trade.get("T"))
         return fields.trade(self.name, instrument, trade, _FIELDS, event_ns, frame, received_ns)
 
 
 def _stream(instrument: Instrument) -> str:
     return f"{instrument.symbol.lower()}@trade"
+
+
+def _request(method: Method, streams: list[str], number: int) -> dict[str, object]:
+    return {"method": method.upper(), "params": streams, "id": number}
 
 
 async def _pages(rest: Rest, trades: history.Trades, now_ns: Callable[[], int]) -> AsyncIterator[list[Tick | Reject]]:
@@ -111,8 +124,7 @@ async def _pages(rest: Rest, trades: history.Trades, now_ns: Callable[[], int]) 
         page = history.rows(await rest.get("/api/v3/historicalTrades", query))
         ticks = []
         for row in page:
-            made_at = row.get("time")
-            event_ns = made_at * 1_000_000 if type(made_at) is int else None
+            event_ns = fields.unix_ns(row.get("time"))
             ticks.append(history.trade(Binance.name, trades, row, ("id", "price", "qty", "time"), event_ns, now_ns()))
         if not ticks:
             return
@@ -137,6 +149,8 @@ VENUE = Venue(
     contiguous_ids=True,
     feed=lambda instruments, url, _: Binance(instruments, url),
     rest_url="https://api.binance.com",
+    # https://developers.binance.com/docs/binance-spot-api-docs/faqs/market_data_only
+    market_data_url="https://data-api.binance.vision",
     history=history.History(0.5, _pages),
     pairs=_pairs,
 )

@@ -11,18 +11,24 @@ heartbeat was seen to be always 0: then it says nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
 from ingestion.feeds.venue import Venue
+from ingestion.foreign import brief
 from ingestion.instruments import Instrument, of_table
 from ingestion.pairs import Pair, rows_with
 from ingestion.rest import Rest
-from ingestion.ticks import Control, Event, Ignored, Reject, Tick
+from ingestion.ticks import ID_LIMIT, Control, Event, Ignored, Reject, Tick
 
 URL = "wss://ws-feed.exchange.coinbase.com"
 CHANNELS = ("matches", "ticker", "heartbeat")
+
+# An error's text is searched for products so far.
+ERROR_LENGTH = 10_000
+_product = re.compile(r"\b[A-Z0-9]{1,32}-[A-Z0-9]{1,32}\b")
 
 _FIELDS = ("trade_id", "price", "size", "time")
 _OTHER_TYPES = {
@@ -34,22 +40,34 @@ class Coinbase:
     """The trades of some instruments, on one connection."""
 
     name = "coinbase"
+    has_trade_ids = True
     # A heartbeat comes every second.
     silence_seconds = 4.0
     connection_lifetime_seconds: float | None = None
+    # 8 requests a second and IP. https://docs.cdp.coinbase.com/exchange/websocket-feed/rate-limits
+    request_seconds = 0.15
 
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None) -> None:
         self.url = url or URL
         self._products = Subscription(instruments, lambda instrument: instrument.symbol, _request)
+        self._confirmed: set[str] = set()
 
     def opening_frames(self) -> Sequence[str]:
-        return self._products.frames("subscribe", self._products.names)
+        self._confirmed.clear()
+        return self._products.opening(self._products.names)
 
     def subscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
         return self._products.add(instruments)
 
     def unsubscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
         return self._products.remove(instruments)
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        return self._products.refused
+
+    def ask_refused(self) -> Sequence[str]:
+        return self._products.ask_refused()
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
         message = fields.message(self.name, frame, received_ns)
@@ -59,29 +77,47 @@ class Coinbase:
         if kind in ("match", "last_match", "ticker", "heartbeat"):
             return [self._of_product(message, frame, received_ns)]
         if kind == "subscriptions":
+            self._confirm(message.get("channels"))
             return [Control("subscribed")]
         if kind == "error":
-            return [Control("error", f"{fields.brief(message.get('message'))}: {fields.brief(message.get('reason'))}")]
+            return [self._error(message)]
         if isinstance(kind, str):
             # New types may come at any time, and a client is to ignore those that it does not know.
             return [Ignored(kind if kind in _OTHER_TYPES else "another type")]
-        return [Reject(received_ns, self.name, f"type is {fields.brief(kind)}", frame)]
+        return [Reject(received_ns, self.name, f"type is {brief(kind)}", frame)]
+
+    def _confirm(self, channels: object) -> None:
+        """Note for which products the venue sends the channel of the trades."""
+        for channel in channels if isinstance(channels, list) else ():
+            if isinstance(channel, dict) and channel.get("name") == CHANNELS[0]:
+                products = channel.get("product_ids")
+                names = products if isinstance(products, list) else ()
+                self._confirmed = {name for name in names if self._products.find(name) is not None}
+
+    def _error(self, message: dict[str, object]) -> Control:
+        """A request that names a product which is not to be had is refused as a whole; the reason names the product."""
+        reason = f"{brief(message.get('message'))}: {brief(message.get('reason'))}"
+        named = _product.findall(f"{message.get('message')} {message.get('reason')}"[:ERROR_LENGTH])
+        ours = [name for name in dict.fromkeys(named) if self._products.find(name) is not None]
+        if ours:
+            return self._products.refuse(ours, reason, others_too=True)
+        return Control("error", reason) if named else self._products.refuse_unnamed(reason, self._confirmed)
 
     def _of_product(self, message: dict[str, object], frame: bytes, received_ns: int) -> Event:
         product = message.get("product_id")
         instrument = self._products.find(product)
         if instrument is None:
-            return Reject(received_ns, self.name, f"unknown product {fields.brief(product)}", frame)
+            return Reject(received_ns, self.name, f"unknown product {brief(product)}", frame)
         if message["type"] in ("match", "last_match"):
             event_ns = fields.utc_ns(message.get("time"))
             return fields.trade(self.name, instrument, message, _FIELDS, event_ns, frame, received_ns)
         latest = message.get("last_trade_id" if message["type"] == "heartbeat" else "trade_id")
-        if type(latest) is not int or not 0 < latest < 2**63:
+        if type(latest) is not int or not 0 < latest < ID_LIMIT:
             latest = None
         return Control("heartbeat", symbol=instrument.symbol, last_trade_id=latest)
 
 
-def _request(method: Method, products: list[str]) -> dict[str, object]:
+def _request(method: Method, products: list[str], _: int) -> dict[str, object]:
     return {"type": method, "product_ids": products, "channels": list(CHANNELS)}
 
 

@@ -8,12 +8,13 @@ address (v2's, wss://ws.coincap.io/prices, as the setting `url`) is used without
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from ingestion import fields
 from ingestion.feeds.venue import Venue
-from ingestion.instruments import NAME, Instrument, of_table
+from ingestion.foreign import brief
+from ingestion.instruments import Instrument, of_table
 from ingestion.rest import Rest, RestBusy
 from ingestion.ticks import DIGITS, Control, Event, Ignored, Reject, Tick, is_price
 
@@ -29,8 +30,11 @@ class CoinCap:
     """The prices of some assets, or with an instrument whose symbol is ALL of all that CoinCap knows."""
 
     name = "coincap"
+    has_trade_ids = False
     silence_seconds = 30.0
     connection_lifetime_seconds: float | None = None
+    request_seconds = 0.0
+    refused: Mapping[str, str] = {}
 
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None, api_key: str | None = None) -> None:
         self._base = url or URL
@@ -57,12 +61,15 @@ class CoinCap:
             self._instruments.pop(instrument.symbol, None)
         return None
 
+    def ask_refused(self) -> Sequence[str]:
+        return ()
+
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
         prices = fields.message(self.name, frame, received_ns)
         if isinstance(prices, Reject):
             return [Control("refused", "CoinCap does not accept the key")] if _refusal(frame) else [prices]
         if isinstance(prices.get("error"), str):
-            return [Control("error", fields.brief(prices["error"]))]
+            return [Control("error", brief(prices["error"]))]
         return [self._price(slug, price, frame, received_ns) for slug, price in prices.items()]
 
     def _price(self, slug: str, value: object, frame: bytes, received_ns: int) -> Event:
@@ -71,11 +78,11 @@ class CoinCap:
             if ALL not in self._instruments:
                 return Ignored("an asset not asked for")
             if not _slug(slug):
-                return Reject(received_ns, self.name, f"{fields.brief(slug)} is no name of an asset", frame)
+                return Reject(received_ns, self.name, f"{brief(slug)} is no name of an asset", frame)
             instrument = Instrument(slug, slug, "USD")
         price = fields.digits(value)
         if not is_price(price):
-            reason = f"price of {instrument.symbol} is {fields.brief(price)}: not above 0 with at most {DIGITS}"
+            reason = f"price of {instrument.symbol} is {brief(price)}: not above 0 with at most {DIGITS}"
             return Reject(received_ns, self.name, reason, frame, instrument.symbol)
         return Tick(received_ns, instrument.asset, price, instrument.quote, self.name, instrument.symbol)
 
@@ -87,11 +94,7 @@ async def largest_assets(rest: Rest, count: int) -> list[tuple[str, str]]:
     if not isinstance(rows, list):
         raise RestBusy("/v3/assets: the answer has no list of assets")
     assets = [(row.get("id"), row.get("symbol")) for row in rows if isinstance(row, dict)]
-    return [
-        (slug, ticker)
-        for slug, ticker in assets
-        if isinstance(slug, str) and isinstance(ticker, str) and NAME.fullmatch(slug)
-    ][:count]
+    return [(slug, ticker) for slug, ticker in assets if isinstance(slug, str) and isinstance(ticker, str)][:count]
 
 
 VENUE = Venue(

@@ -10,12 +10,13 @@ does.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
 from ingestion.feeds.venue import Venue
+from ingestion.foreign import brief, escape
 from ingestion.instruments import Instrument, of_table
 from ingestion.pairs import Pair, rows_with
 from ingestion.rest import Rest, RestBusy, RestRefused
@@ -27,6 +28,20 @@ URL = "wss://ws.kraken.com/v2"
 REST_NAMES = {"BTC": "XBT", "DOGE": "XDG"}
 _SYMBOLS = {name: symbol for symbol, name in REST_NAMES.items()}
 
+_already = re.compile("already subscribed", re.IGNORECASE).search
+
+# Errors that stay: the question is wrong. All others pass, as EGeneral:Temporary lockout, EGeneral:Internal error,
+# EService:Unavailable or EAPI:Rate limit exceeded; W is a warning.
+# https://docs.kraken.com/api/docs/guides/spot-errors
+_REFUSALS = (
+    "EQuery:",
+    "EGeneral:Invalid arg",
+    "EGeneral:Permission",
+    "EGeneral:Unknown method",
+    "EAPI:Invalid",
+    "EAPI:Bad",
+)
+
 _FIELDS = ("trade_id", "price", "qty", "timestamp")
 _OTHER_CHANNELS = {"status", "ticker", "book", "level3", "ohlc", "instrument"}
 
@@ -35,16 +50,19 @@ class Kraken:
     """The trades of some instruments, on one connection."""
 
     name = "kraken"
+    has_trade_ids = True
     silence_seconds = 4.0
     connection_lifetime_seconds: float | None = None
+    # Kraken documents no number ("Exceeded msg rate" depends on its load), so this is a cautious one.
+    # https://docs.kraken.com/api/docs/guides/spot-ratelimits
+    request_seconds = 0.3
 
     def __init__(self, instruments: Sequence[Instrument], url: str | None = None) -> None:
         self.url = url or URL
-        self._requests = itertools.count(1)
-        self._pairs = Subscription(instruments, lambda instrument: instrument.symbol, self._request)
+        self._pairs = Subscription(instruments, lambda instrument: instrument.symbol, _request)
 
     def opening_frames(self) -> Sequence[str]:
-        return self._pairs.frames("subscribe", self._pairs.names)
+        return self._pairs.opening(self._pairs.names)
 
     def subscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
         return self._pairs.add(instruments)
@@ -52,9 +70,12 @@ class Kraken:
     def unsubscribe(self, instruments: Sequence[Instrument]) -> Sequence[str]:
         return self._pairs.remove(instruments)
 
-    def _request(self, method: Method, symbols: list[str]) -> dict[str, object]:
-        params = {"channel": "trade", "symbol": symbols, "snapshot": True}
-        return {"method": method, "params": params, "req_id": next(self._requests)}
+    @property
+    def refused(self) -> Mapping[str, str]:
+        return self._pairs.refused
+
+    def ask_refused(self) -> Sequence[str]:
+        return self._pairs.ask_refused()
 
     def receive(self, frame: bytes, received_ns: int) -> Sequence[Event]:
         message = fields.message(self.name, frame, received_ns)
@@ -63,7 +84,7 @@ class Kraken:
         channel, trades = message.get("channel"), message.get("data")
         if channel == "trade":
             if not isinstance(trades, list):
-                return [Reject(received_ns, self.name, f"the trade channel's data is {fields.brief(trades)}", frame)]
+                return [Reject(received_ns, self.name, f"the trade channel's data is {brief(trades)}", frame)]
             return [self._trade(trade, frame, received_ns) for trade in trades]
         if channel == "heartbeat":
             return [Control("heartbeat")]
@@ -71,18 +92,33 @@ class Kraken:
             return [Ignored(channel if channel in _OTHER_CHANNELS else "another channel")]
         if "method" in message or "error" in message:
             if message.get("error") is not None or message.get("success") is False:
-                return [Control("error", f"{fields.brief(message.get('error'))}"[:200])]
+                return [self._error(message)]
             return [Control("subscribed")]
         return [Reject(received_ns, self.name, "neither a channel's message nor a reply", frame)]
 
+    def _error(self, message: dict[str, object]) -> Control:
+        """A reply is about one symbol where it names one; else about its whole request."""
+        reason, symbol = brief(message.get("error")), message.get("symbol")
+        if message.get("method") == "unsubscribe":
+            return Control("error", reason)
+        if isinstance(symbol, str) and self._pairs.find(symbol) is not None:
+            if _already(str(message.get("error"))):
+                return Control("subscribed")
+            return self._pairs.refuse([symbol], reason, others_too=False)
+        return self._pairs.refuse_request(message.get("req_id"), reason)
+
     def _trade(self, trade: object, frame: bytes, received_ns: int) -> Event:
         if not isinstance(trade, dict):
-            return Reject(received_ns, self.name, f"a trade is {fields.brief(trade)}", frame)
+            return Reject(received_ns, self.name, f"a trade is {brief(trade)}", frame)
         instrument = self._pairs.find(trade.get("symbol"))
         if instrument is None:
-            return Reject(received_ns, self.name, f"unknown symbol {fields.brief(trade.get('symbol'))}", frame)
+            return Reject(received_ns, self.name, f"unknown symbol {brief(trade.get('symbol'))}", frame)
         event_ns = fields.utc_ns(trade.get("timestamp"))
         return fields.trade(self.name, instrument, trade, _FIELDS, event_ns, frame, received_ns)
+
+
+def _request(method: Method, symbols: list[str], number: int) -> dict[str, object]:
+    return {"method": method, "params": {"channel": "trade", "symbol": symbols, "snapshot": True}, "req_id": number}
 
 
 async def _pages(rest: Rest, trades: history.Trades, now_ns: Callable[[], int]) -> AsyncIterator[list[Tick | Reject]]:
@@ -110,10 +146,11 @@ def _past_trades(answer: object) -> tuple[list[tuple[dict[str, object], int | No
         raise RestBusy("the answer is not an object")
     errors = answer.get("error")
     if isinstance(errors, list) and errors:
-        text = ", ".join(map(str, errors))[:200]
-        if any(str(one).startswith(("EGeneral:Too many", "EAPI:Rate", "EService")) for one in errors):
+        text = escape(", ".join(map(str, errors)))
+        if any(str(one).startswith(_REFUSALS) for one in errors):
+            raise RestRefused(text)
+        if any(not str(one).startswith("W") for one in errors):
             raise RestBusy(text)
-        raise RestRefused(text)
     result = answer.get("result")
     if not isinstance(result, dict) or not str(result.get("last", "")).isdecimal():
         raise RestBusy("the answer has no trades")

@@ -20,8 +20,12 @@ class Feed(Protocol):
         """The venue, as `source` of its ticks."""
 
     @property
+    def has_trade_ids(self) -> bool:
+        """Whether its ticks have ids, by which a repeat is known."""
+
+    @property
     def url(self) -> str:
-        """Where to connect. It may hold a key: what is logged is this without its query."""
+        """Where to connect, read before each connection. It may hold a key: a log has this without its query."""
 
     @property
     def silence_seconds(self) -> float:
@@ -30,6 +34,17 @@ class Feed(Protocol):
     @property
     def connection_lifetime_seconds(self) -> float | None:
         """After so long the venue cuts a connection off; None: it does not."""
+
+    @property
+    def request_seconds(self) -> float:
+        """The least time between two frames that we send on one connection."""
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """The venue's reason for each symbol that it refuses."""
+
+    def ask_refused(self) -> Sequence[str]:
+        """What to send on a connection that is up to ask once more for what was refused."""
 
     def opening_frames(self) -> Sequence[str]:
         """What to send as soon as the connection is up."""
@@ -64,6 +79,8 @@ class Venue:
     feed: MakeFeed
     rest_url: str
     """Its own REST: of its past trades and its pairs."""
+    market_data_url: str | None = None
+    """Serves the same lists and trades, also where `rest_url` is closed for legal reasons."""
     history: History | None = None
     """Its past trades, with which gaps are filled; None: they cannot be had."""
     pairs: Pairs | None = None

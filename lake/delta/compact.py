@@ -128,12 +128,14 @@ def join(files: Files, table: Table, group: Sequence[DataFile], order: Sequence[
     Raises ContentsDiffer if a row would be lost or changed, FileNotFoundError and StoreError.
     """
     partition = group[0].add["partitionValues"]
-    parts = chain.from_iterable(parts_of(files, table, file.path, file.size, partition) for file in group)
+    parts: Iterable[pa.Table] = chain.from_iterable(
+        parts_of(files, table, file.path, file.size, partition) for file in group
+    )
     unsorted = Contents(table)
     if order:
         rows = pa.concat_tables(parts)
         unsorted.add(rows)
-        parts = iter([rows.sort_by([(name, "ascending") for name in order])])
+        parts = [rows.sort_by([(name, "ascending") for name in order])]
     encoded, contents = joined_file(table, parts, partition)
     if order and contents != unsorted:
         raise ContentsDiffer(f"{table.qualified_name}: a sorted file has {contents} instead of {unsorted}")

@@ -65,15 +65,27 @@ class Dialect(Protocol):
 
 @dataclass
 class Listing:
-    """What a simulated venue trades; may change while it runs. `history` is what it remembers of that."""
+    """What a simulated venue trades; may change while it runs. `history` is what it remembers of that.
+
+    An asset that is `delisted` is one that it traded: its REST still lists it, and a subscription to it is refused.
+    """
 
     venue: str
     assets: list[str]
     history: History = field(default_factory=History)
+    delisted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.symbols = {asset: instrument.symbol for asset, instrument in VENUES[self.venue].instruments.items()}
         self.asset_of = {symbol: asset for asset, symbol in self.symbols.items()}
+
+    def refuses(self, symbol: str) -> bool:
+        """Whether a subscription to this symbol is refused."""
+        return self.asset_of.get(symbol) is None or self.asset_of[symbol] in self.delisted
+
+    def sends(self, asset: str) -> bool:
+        """Whether trades of this asset are sent."""
+        return asset in self.symbols and asset not in self.delisted
 
     def listed(self) -> list[str]:
         """The symbols that can be had now."""

@@ -24,9 +24,9 @@ class Binance:
     def frames(self, trades: Iterator[Trade], opened_ms: int) -> Iterator[Frame]:
         symbols = self._listing.symbols
         for trade in trades:
-            symbol, at = symbols.get(trade.asset), opened_ms + trade.at_ms
-            if symbol is None:
+            if not self._listing.sends(trade.asset):
                 continue
+            symbol, at = symbols[trade.asset], opened_ms + trade.at_ms
             stream = f"{symbol.lower()}@trade"
             maker = "true" if trade.buyer_is_maker else "false"
             yield Frame(

@@ -28,9 +28,9 @@ class Coinbase:
 
     def frames(self, trades: Iterator[Trade], opened_ms: int) -> Iterator[Frame]:
         for trade in trades:
-            product = self._listing.symbols.get(trade.asset)
-            if product is None:
+            if not self._listing.sends(trade.asset):
                 continue
+            product = self._listing.symbols[trade.asset]
             execution, sequence = Execution(trade, opened_ms + trade.at_ms), next(self._sequence)
             at_ns = trade.at_ms * 1_000_000
             yield Frame(at_ns, f"{product}@matches", _match("match", product, execution, sequence), (execution,))
@@ -56,9 +56,10 @@ class Coinbase:
             channels = [str(channel) for channel in request["channels"]]
         except (ValueError, KeyError, TypeError) as error:
             return Answer([_error("Malformed JSON", str(error))])
-        unknown = [product for product in products if product not in self._listing.asset_of]
-        if unknown:
-            return Answer([_error("Failed to subscribe", f"{unknown[0]} is not a valid product")])
+        refused = [product for product in products if self._listing.refuses(product)]
+        if refused:
+            why = "delisted" if refused[0] in self._listing.asset_of else "not a valid product"
+            return Answer([_error("Failed to subscribe", f"{refused[0]} is {why}")])
         if kind not in ("subscribe", "unsubscribe") or not set(channels) <= set(CHANNELS):
             return Answer([_error("Failed to subscribe", f"{kind} {channels} is not known")])
         channel_streams = {f"{product}@{channel}" for product in products for channel in channels}

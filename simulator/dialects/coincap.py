@@ -29,7 +29,7 @@ class CoinCap:
         """For those who want all, what changed; for those who want one asset, that asset's."""
         for part, part_trades in itertools.groupby(trades, lambda trade: trade.at_ms // PART_MS):
             slugs = {
-                self._listing.symbols[one.asset]: one.price for one in part_trades if one.asset in self._listing.symbols
+                self._listing.symbols[one.asset]: one.price for one in part_trades if self._listing.sends(one.asset)
             }
             at_ns = (part + 1) * PART_MS * 1_000_000
             if slugs:

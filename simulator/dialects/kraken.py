@@ -30,8 +30,8 @@ class Kraken:
     def frames(self, trades: Iterator[Trade], opened_ms: int) -> Iterator[Frame]:
         """An order's trades share a frame."""
         for (at_ms, asset), fills in itertools.groupby(trades, lambda trade: (trade.at_ms, trade.asset)):
-            symbol = self._listing.symbols.get(asset)
-            if symbol is not None:
+            if self._listing.sends(asset):
+                symbol = self._listing.symbols[asset]
                 executions = tuple(Execution(trade, opened_ms + at_ms) for trade in fills)
                 yield Frame(at_ms * 1_000_000, symbol, _trades("update", symbol, executions), executions)
 
@@ -54,7 +54,7 @@ class Kraken:
         texts, channels = [], []
         for symbol in symbols:
             head = {"method": method, "req_id": request.get("req_id")}
-            if symbol not in self._listing.asset_of:
+            if self._listing.refuses(symbol):
                 reason = f"Currency pair not supported {symbol}"
                 texts.append(json.dumps({"error": reason, **head, "success": False, "symbol": symbol}))
                 continue

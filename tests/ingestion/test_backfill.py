@@ -168,13 +168,13 @@ def test_a_refusal_makes_a_gap_unfillable_and_a_busy_venue_is_asked_again(monkey
         desk = Desk("binance", 300)
         desk.remember()
         desk.hear(lambda place: place == 100)
-        answers = iter([Reply(500, {}), Reply(429, {}, {"Retry-After": "1"}), Reply(403, {})])
+        answers = iter([Reply(500, {}), Reply(429, {}, {"Retry-After": "1"}), Reply(403, {}), Reply(400, {})])
         monkeypatch.setattr(desk.dialect, "rest", lambda path, query: next(answers))
         monkeypatch.setattr(ingestion.rest, "AGAIN_SECONDS", 0.2)
         async with desk.filling():
             await desk.until(lambda: "unfillable" in desk.memory.statuses())
         (gap,) = desk.memory.rows.values()
-        assert gap.reason == "/api/v3/historicalTrades: HTTP 403"
+        assert gap.reason == "/api/v3/historicalTrades: HTTP 400"
 
     asyncio.run(scenario())
 

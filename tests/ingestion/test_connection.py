@@ -20,7 +20,7 @@ import ingestion.connection
 from ingestion.clock import Clock
 from ingestion.connection import Connection
 from ingestion.counts import Counts
-from ingestion.errors import LONGEST_DELAY, VenueRefused
+from ingestion.errors import FORBIDDEN_TRIES, LONGEST_DELAY, VenueRefused
 from ingestion.feeds import make_feed
 from ingestion.feeds.binance import Binance
 from ingestion.gaps import GapTracker
@@ -138,9 +138,7 @@ def test_a_venue_that_accepts_and_closes_is_not_asked_more_than_once_a_second(tm
     assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(times))
 
 
-@pytest.mark.parametrize(
-    "status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS]
-)
+@pytest.mark.parametrize("status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS])
 def test_a_refusal_ends_the_connection_within_seconds(status: HTTPStatus, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with server(lambda client: client.wait_closed(), status) as url:
@@ -344,3 +342,161 @@ def test_a_venue_gone_without_a_word_is_left(tmp_path: Path, monkeypatch: pytest
             await asyncio.wait([desk.task])
 
     asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def moody_server(
+    handler: Handler, answer: Callable[[int], tuple[HTTPStatus, dict[str, str]] | None]
+) -> AsyncIterator[tuple[str, list[float]]]:
+    """A server whose nth handshake is answered by an HTTP status and headers, or taken; with the times of them."""
+    times: list[float] = []
+
+    def process(client: ServerConnection, request: Request) -> Response | None:
+        times.append(asyncio.get_running_loop().time())
+        refusal = answer(len(times))
+        if refusal is None:
+            return None
+        response = client.respond(refusal[0], "no\n")
+        for name, value in refusal[1].items():
+            response.headers[name] = value
+        return response
+
+    async with serve(handler, "127.0.0.1", 0, process_request=process, ping_interval=None) as listening:
+        yield f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream", times
+
+
+def test_a_passing_403_does_not_end_the_connection(tmp_path: Path) -> None:
+    async def handler(client: ServerConnection) -> None:
+        await client.send(TRADE.format(1))
+        await client.wait_closed()
+
+    async def scenario() -> None:
+        async def no_wait(seconds: float) -> None:
+            await asyncio.sleep(0)
+
+        last = FORBIDDEN_TRIES - 1
+        async with moody_server(handler, lambda n: (HTTPStatus.FORBIDDEN, {}) if n <= last else None) as (url, times):
+            desk = Desk(url, tmp_path / "passing", sleep=no_wait)
+            await desk.until(lambda: desk.counts.ticks == 1)
+            await desk.stop()
+            assert len(times) == FORBIDDEN_TRIES
+        async with moody_server(handler, lambda n: (HTTPStatus.FORBIDDEN, {})) as (url, times):
+            desk = Desk(url, tmp_path / "final", sleep=no_wait)
+            with pytest.raises(VenueRefused, match=f"HTTP 403 Forbidden, {FORBIDDEN_TRIES} times in a row"):
+                async with asyncio.timeout(60):
+                    await desk.task
+            assert len(times) == FORBIDDEN_TRIES
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("old", ["stays", "is cut"])
+def test_a_venue_that_asks_to_wait_is_left_alone_while_a_connection_is_replaced(tmp_path: Path, old: str) -> None:
+    """Also when the old connection ends meanwhile: the time that the venue named holds for every further attempt."""
+    wait = 6.0
+
+    async def handler(client: ServerConnection) -> None:
+        await client.send(TRADE.format(1))
+        await client.send('{"e":"serverShutdown","E":1770123456789}')
+        if old == "is cut":
+            await asyncio.sleep(2.0)
+            await client.close()
+        await client.wait_closed()
+
+    def answer(number: int) -> tuple[HTTPStatus, dict[str, str]] | None:
+        return (HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(int(wait))}) if number == 2 else None
+
+    async def scenario() -> list[float]:
+        async with moody_server(handler, answer) as (url, times):
+            desk = Desk(url, tmp_path)
+            await desk.until(lambda: len(times) >= 3)
+            await desk.stop()
+        return times
+
+    times = asyncio.run(scenario())
+    assert times[2] - times[1] >= wait
+
+
+def test_stopping_does_not_wait_for_a_ban_to_end(tmp_path: Path) -> None:
+    def banned(_: int) -> tuple[HTTPStatus, dict[str, str]]:
+        return HTTPStatus.IM_A_TEAPOT, {"Retry-After": "259200"}
+
+    async def scenario() -> None:
+        async with moody_server(lambda client: client.wait_closed(), banned) as (url, times):
+            desk = Desk(url, tmp_path)
+            await desk.until(lambda: len(times) == 1)
+            await asyncio.sleep(1.5)
+            assert len(times) == 1
+            await desk.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_what_is_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "ws_proxy", "wss_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    async def handler(client: ServerConnection) -> None:
+        await client.send(TRADE.format(1))
+        await client.wait_closed()
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url, tmp_path)
+            await desk.until(lambda: desk.counts.ticks == 1)
+            await desk.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_price_without_an_id_counts_once_however_the_connection_is_replaced(tmp_path: Path) -> None:
+    """CoinCap numbers nothing: what the old and the new connection both tell is one price."""
+    clients: list[ServerConnection] = []
+    price = 0
+
+    async def handler(client: ServerConnection) -> None:
+        # The list as it is, as CoinCap begins.
+        await client.send(f'{{"bitcoin":"{1000 + price}"}}')
+        clients.append(client)
+        await client.wait_closed()
+        clients.remove(client)
+
+    async def market() -> None:
+        nonlocal price
+        while True:
+            price += 1
+            broadcast(set(clients), f'{{"bitcoin":"{1000 + price}"}}')
+            await asyncio.sleep(0.01)
+
+    async def scenario() -> list[int]:
+        async with server(handler) as url:
+            spool = Spool(tmp_path / "spool", 1.0, 1 << 30)
+            intake = Intake(make_feed("coincap", ["bitcoin"], url), spool, Counts(), TOPICS, GapTracker())
+            connection = Connection(intake, Clock(), 1 << 20)
+            tasks = [asyncio.create_task(part) for part in (spool.run(), connection.run(), market())]
+
+            async def until_alone(connections: int) -> None:
+                async with asyncio.timeout(60):
+                    while True:
+                        if intake.counts.connections == connections and len(clients) == 1:
+                            return
+                        await asyncio.sleep(0.01)
+
+            for number in range(1, 6):
+                await until_alone(number)
+                await asyncio.sleep(0.3)
+                connection.renew("a test")
+            await until_alone(6)
+            await asyncio.sleep(0.3)
+            connection.stop()
+            await tasks[1]
+            tasks[2].cancel()
+            spool.stop()
+            await tasks[0]
+            return [int(record.value.split(b'"price_usd":"')[1].split(b'"')[0]) for record in spool.records(0)]
+
+    prices = asyncio.run(scenario())
+    assert prices == list(range(prices[0], prices[-1] + 1))
+    assert len(prices) > 50

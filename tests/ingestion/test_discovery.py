@@ -21,6 +21,7 @@ from ingestion.clock import Clock
 from ingestion.connection import Connection
 from ingestion.counts import Counts
 from ingestion.discovery import Discovery, Refresh, _instruments_of
+from ingestion.failover import Source
 from ingestion.feeds import VENUES, feed_of
 from ingestion.gaps import GapTracker
 from ingestion.instruments import Instrument
@@ -183,10 +184,11 @@ def test_assets_come_and_go_on_a_live_feed_without_a_gap_in_the_others(name: str
             spool = Spool(tmp_path / "spool", 10.0, 1 << 30)
             tracker = GapTracker()
             intake = Intake(feed, spool, Counts(), Topics("ticks", "rejects", "gaps"), tracker)
-            connection = Connection(intake, Clock(), 1 << 20)
-            refresh = Refresh(discovery, feed, lambda: connection, tracker, 0.2)
+            source = Source(intake, lambda intake: Connection(intake, Clock(), 1 << 20))
+            source.start()
+            refresh = Refresh(discovery, source, tracker, 0.2)
             refresh.begin(found)
-            tasks = [asyncio.create_task(part) for part in (spool.run(), connection.run(), refresh.run())]
+            tasks = [asyncio.create_task(part) for part in (spool.run(), refresh.run())]
 
             def ticks(asset: str) -> list[dict[str, Any]]:
                 values = [json.loads(record.value) for record in spool.records(0) if record.topic == "ticks"]
@@ -197,6 +199,7 @@ def test_assets_come_and_go_on_a_live_feed_without_a_gap_in_the_others(name: str
                     while True:
                         if condition():
                             return
+                        assert source.look(60.0)
                         for task in tasks:
                             assert not task.done()
                         await asyncio.sleep(0.1)
@@ -207,7 +210,8 @@ def test_assets_come_and_go_on_a_live_feed_without_a_gap_in_the_others(name: str
             await until(lambda: bool(ticks("dogecoin")))
             symbol = traded.symbols["solana"]
             assert refresh.instrument(symbol) is None
-            await asyncio.sleep(1.0)
+            # Longer than Kraken's snapshot of the latest trades reaches back.
+            await asyncio.sleep(3.0)
             before = len(ticks("solana"))
             listing.assets[:] = ["bitcoin", "dogecoin", "solana"]
             await until(lambda: len(ticks("solana")) > before)
@@ -219,8 +223,8 @@ def test_assets_come_and_go_on_a_live_feed_without_a_gap_in_the_others(name: str
                 assert intake.counts.connections == 1
                 missing = sorted({tick["trade_id"] for tick in ticks("solana")})
                 assert missing != list(range(missing[0], missing[-1] + 1)), "it was not left"
-            connection.stop()
-            await tasks[1]
+            source.stop()
+            await source.ended()
             for task in (*tasks, playing):
                 task.cancel()
             await asyncio.wait([*tasks, playing])

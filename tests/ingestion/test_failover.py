@@ -112,7 +112,7 @@ def test_a_silent_source_is_replaced_within_5_seconds_and_taken_back(tmp_path: P
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("status", [HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS, HTTPStatus.FORBIDDEN])
+@pytest.mark.parametrize("status", [HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS, HTTPStatus.UNAUTHORIZED])
 def test_a_source_that_refuses_us_is_replaced_for_good(tmp_path: Path, status: HTTPStatus) -> None:
     first, second = Speaker(status), Speaker()
 
@@ -128,7 +128,7 @@ def test_a_source_that_refuses_us_is_replaced_for_good(tmp_path: Path, status: H
 
 
 def test_it_ends_when_every_source_has_refused(tmp_path: Path) -> None:
-    first, second = Speaker(HTTPStatus.FORBIDDEN), Speaker(HTTPStatus.UNAUTHORIZED)
+    first, second = Speaker(HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS), Speaker(HTTPStatus.UNAUTHORIZED)
 
     async def scenario() -> None:
         async with first.listening() as one, second.listening() as two:

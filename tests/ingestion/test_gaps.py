@@ -304,3 +304,67 @@ def test_thousands_of_open_holes_cost_little() -> None:
         assert brief(tracker.give_up(gap, "refused", now(400)))[-1][2] == "unfillable"
     assert tracker.open_gap_count("binance") == 0
     assert time.process_time() - began < 5
+
+
+# A number that is known without its trade has no time, and its trade may still come.
+
+
+def coinbase_like(*, mention_at: float = 60) -> GapTracker:
+    """Trade 100 has come, and of 101 it is known that it was made a minute later."""
+    tracker = GapTracker()
+    tracker.observe(tick(100, 0))
+    tracker.mentioned("binance", "BTCUSDT", 101, now(mention_at))
+    assert brief(tracker.changes(now(mention_at + 5))) == [(101, 101, "open")]
+    return tracker
+
+
+@pytest.mark.parametrize("between", ["nothing", "a backfill", "giving up", "a restart", "a backfill and a restart"])
+def test_a_trade_that_was_announced_and_comes_later_is_no_new_epoch(between: str) -> None:
+    """Coinbase's ticker told of it, its match was never sent, and it is the last_match after a reconnect."""
+    tracker = coinbase_like()
+    if "backfill" in between:
+        assert tracker.observe_backfilled(tick(101, 66, event=60), 0)
+    if between == "giving up":
+        tracker.give_up(tracker.open_gaps()[0][0], "no history", now(66))
+    if "restart" in between:
+        tracker = GapTracker.from_json(json.loads(json.dumps(tracker.to_json())))
+        tracker.resumed()
+    tracker.disconnected("binance", now(70))
+    came = [tracker.observe(tick(number, at, event=made)) for number, at, made in ((101, 72, 60), (102, 80, 80))]
+    assert [each.trade_epoch for each in came] == [0, 0]
+    assert tracker.open_gaps() == []
+
+
+def test_a_rejected_trade_that_comes_whole_later_is_no_new_epoch() -> None:
+    tracker = GapTracker()
+    tracker.observe(tick(100, 0))
+    tracker.observe_reject(Reject(now(60), "binance", "price", b"", "BTCUSDT", 101))
+    assert tracker.observe(tick(101, 72, event=60)).trade_epoch == 0
+    assert tracker.observe(tick(102, 80)).trade_epoch == 0
+
+
+def test_a_first_number_that_was_only_mentioned_is_no_new_epoch_when_its_trade_comes() -> None:
+    tracker = GapTracker()
+    tracker.mentioned("binance", "BTCUSDT", 101, now(0))
+    assert tracker.observe(tick(101, 50)).trade_epoch == 0
+    assert tracker.observe(tick(102, 60)).trade_epoch == 0
+
+
+def test_numbers_that_begin_again_after_an_announcement_are_a_new_epoch() -> None:
+    tracker = coinbase_like()
+    assert [tracker.observe(tick(number, 80 + number)).trade_epoch for number in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_a_trade_that_was_spooled_before_a_crash_and_announced_is_no_new_epoch() -> None:
+    tracker = coinbase_like()
+    tracker.observe_again(tick(101, 66, event=60))
+    assert tracker.observe(tick(101, 72, event=60)).trade_epoch == 0
+
+
+def test_an_announced_number_beyond_belief_moves_nothing() -> None:
+    tracker = GapTracker()
+    tracker.observe(tick(100, 0))
+    tracker.mentioned("binance", "BTCUSDT", 10**17, now(1))
+    assert tracker.changes(now(60)) == []
+    tracker.observe(tick(103, 61))
+    assert brief(tracker.changes(now(70))) == [(101, 102, "open")]

@@ -30,6 +30,7 @@ from ingestion.delivery import Delivery
 from ingestion.feeds import VENUES
 from ingestion.publisher import publisher
 from ingestion.spool import Spool
+from ingestion.ticks import Reject
 from services.control import states
 from simulator.market import trades
 from tests.ingestion import recorded
@@ -377,3 +378,42 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(arguments: list[str], named
     assert named in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not done.stdout
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_reject_that_is_too_large_for_the_broker_is_shortened_and_blocks_nothing(
+    own: Settings, client: str, tmp_path: Path
+) -> None:
+    """The topics take less than is usual: less than a frame, and less than a batch of ticks."""
+    settings = own.model_copy(update={"kafka_client": client})
+    admin = KafkaAdminClient(bootstrap_servers=own.kafka_bootstrap_servers)
+    for topic in (own.ticks_topic, own.rejects_topic):
+        admin.create_topics({topic: {"num_partitions": own.kafka_partitions, "configs": {"max.message.bytes": "6000"}}})
+    admin.close()
+    rejects = [Reject(0, "binance", f"why {number}", b"\x00\xff\xe2\x82\xac" * 20_000) for number in range(3)]
+
+    async def run() -> None:
+        spool = Spool(tmp_path, 0.0, 1 << 30)
+        delivery = Delivery(spool, lambda: publisher(settings))
+        writing, sending = asyncio.create_task(spool.run()), asyncio.create_task(delivery.run())
+        for reject in rejects:
+            spool.append(own.rejects_topic, reject.key, reject.to_json())
+            for number in range(100):
+                spool.append(own.ticks_topic, b"binance:BTCUSDT", b"a tick of some bytes %03d" % number)
+        async with asyncio.timeout(120):
+            while spool.delivered < spool.end and not sending.done():
+                await asyncio.wait([sending], timeout=0.05)
+        spool.stop()
+        await writing
+        sending.cancel()
+        await asyncio.wait([sending])
+        spool.close()
+
+    asyncio.run(run())
+    assert kafka_count(own, own.ticks_topic) >= 300
+    taken = {
+        json.loads(record.value)["reason"]: json.loads(record.value) for record in kafka_records(own, own.rejects_topic)
+    }
+    assert set(taken) == {"why 0", "why 1", "why 2"}
+    assert all(message["raw"].startswith("\x00\\xff\u20ac") for message in taken.values())

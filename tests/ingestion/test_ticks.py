@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestion.ticks import END_OF_TIME_NS, RAW_LIMIT, Reject, Tick, is_price, is_quantity, utc
+from ingestion.ticks import (
+    END_OF_TIME_NS,
+    RAW_LIMIT,
+    Reject,
+    Tick,
+    is_price,
+    is_quantity,
+    shortened_reject,
+    utc,
+)
 
 TICK = Tick(
     received_ns=1_723_161_600_164_378_285,
@@ -78,3 +87,19 @@ def test_a_reject_carries_the_beginning_of_the_frame_as_text() -> None:
 def test_the_largest_reject_fits_a_kafka_message() -> None:
     for worst in (b"\xff", b"\x00", b'"', "\u20ac".encode()):
         assert len(Reject(0, "binance", "why", worst * RAW_LIMIT).to_json()) < 1_000_000
+
+
+@pytest.mark.parametrize("most", [200, 1_024, 65_536, 1 << 20])
+def test_a_shortened_reject_keeps_all_but_a_part_of_its_frame(most: int) -> None:
+    for worst in (b"\xff", b"\x00", b'"', "\u20ac".encode(), "\U0001f600".encode()):
+        whole = Reject(0, "binance", "why", worst * RAW_LIMIT, "BTCUSDT", 5).to_json()
+        short = shortened_reject(whole, most)
+        assert len(short) <= most
+        before, after = json.loads(whole), json.loads(short)
+        assert before["raw"].startswith(after.pop("raw"))
+        assert after.items() < before.items()
+
+
+def test_what_is_no_reject_is_not_shortened() -> None:
+    for value in (TICK.to_json("p", 1), b"no JSON", b"[]", b'{"raw":5}'):
+        assert shortened_reject(value, 1) == value

@@ -8,8 +8,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.message import Message
 from pathlib import Path
@@ -17,15 +18,20 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
+from kafka.consumer.fetcher import ConsumerRecord
 from kafka.structs import OffsetAndMetadata
 from pydantic import SecretStr
 
 import services
+from conf.one_reader import OneReader
 from conf.settings import PROJECT, Settings
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import Email, NotNow, Refused, Webhook, channels
+from notifier.delivery import Delivery
 from notifier.sent_alerts import SentAlerts
 from tests.listening import listeners
 from tests.notifier.receivers import Hook, Mailbox, serving
@@ -77,12 +83,19 @@ class Topic:
         producer.flush()
         producer.close()
 
-    def forget_offsets(self, channel: str) -> None:
-        """As if what was told of had never been committed."""
+    def create_anew(self) -> None:
+        admin = KafkaAdminClient(bootstrap_servers=self.servers)
+        admin.delete_topics([self.name])
+        wait_until(lambda: self.name not in admin.list_topics(), "the old topic is deleted")
+        admin.close()
+        self.create()
+
+    def forget_offsets(self, channel: str, offset: int = 0, metadata: str = "") -> None:
+        """As if what was told of had never been committed, or another offset had been."""
         consumer = KafkaConsumer(bootstrap_servers=self.servers, group_id=f"notifier-{channel}-{self.name}")
         places = [TopicPartition(self.name, number) for number in (0, 1)]
         consumer.assign(places)
-        consumer.commit({place: OffsetAndMetadata(0, "", -1) for place in places})
+        consumer.commit({place: OffsetAndMetadata(offset, metadata, -1) for place in places})
         consumer.close()
 
     def arguments(self, *others: str) -> tuple[str, ...]:
@@ -90,8 +103,8 @@ class Topic:
         return (*own, "--state-dir", str(self.folder / "state"), *others)
 
     @contextmanager
-    def notifier(self, *others: str) -> Iterator[Program]:
-        with running_program("notifier", self.arguments(*others), self.folder / "notifier.log") as program:
+    def notifier(self, *others: str, log: str = "notifier.log") -> Iterator[Program]:
+        with running_program("notifier", self.arguments(*others), self.folder / log) as program:
             yield program
 
 
@@ -135,11 +148,15 @@ def test_each_alert_is_told_of_once_by_all_ways_over_restarts(topic: Topic, monk
             wait_until(lambda: program.logged("telling of"), "it starts before there is a topic")
             topic.create()
             topic.publish(first, row("1", peak_change_pct=3.5), b"{", None, b"[]", b"\xff", row("0", age=400))
+            topic.publish(row("5", peak_change_pct=10**400), row("6", asset="a\r\nforged"), b"\r\n\x1b[2Jforged")
             topic.publish(row("1", closed_at=datetime.now(UTC).isoformat()), row("4", opened_at="soon"), first, second)
             wait_until(lambda: len(hook.bodies) >= 2 and len(mailbox.mails) >= 2, "both are told of by both ways")
             assert not listeners([psutil.Process(program.process.pid)])
             assert program.stop() == 0
-            assert program.log.read_text().count("webhook: skipped") == 5
+            assert program.log.read_text().count("webhook: skipped") == 8
+            log = program.log.read_bytes()
+            assert b"\\x1b[2Jforged" in log
+            assert not [mark for mark in (b"\r", b"\x1b", b"\nforged") if mark in log]
         topic.forget_offsets("webhook")
         with topic.notifier(*mail_flags(mailbox.port)) as program:
             topic.publish(third)
@@ -228,6 +245,66 @@ def test_after_a_kill_only_what_was_in_hand_is_repeated(topic: Topic, monkeypatc
 
 
 @pytest.mark.services
+def test_a_second_notifier_stands_by_and_takes_over(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine: it has another state folder."""
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    with serving(hook), topic.notifier() as first:
+        topic.publish(row("1"))
+        wait_until(lambda: len(hook.bodies) == 1, "the first sends")
+        elsewhere = ("--state-dir", str(topic.folder / "elsewhere"))
+        with topic.notifier(*elsewhere, log="second.log") as second:
+            wait_until(lambda: second.logged("stands by"), "the second stands by")
+            topic.publish(row("2"), row("3"))
+            wait_until(lambda: len(hook.bodies) == 3, "the first sends on")
+            first.stop(signal.SIGKILL)
+            topic.publish(row("4"))
+            wait_until(lambda: len(hook.bodies) == 4, "the second takes over")
+            assert second.stop() == 0
+            assert not second.logged("0:3")
+    assert [json.loads(body)["alert_id"][-1] for body in hook.bodies] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.services
+def test_a_topic_made_anew_is_named_and_read_from_its_begin(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it runs, and while it does not, although the new topic has as many records."""
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    with serving(hook):
+        with topic.notifier() as program:
+            topic.publish(row("1"), row("2"))
+            wait_until(lambda: len(hook.bodies) == 2, "they are sent")
+            topic.create_anew()
+            topic.publish(row("3"), row("1", age=400))
+            wait_until(lambda: len(hook.bodies) == 3, "the new topic's alert is sent")
+            assert program.stop() == 0
+        topic.create_anew()
+        topic.publish(row("4"), row("3"), row("5"), row("6"))
+        # Kafka forgets a deleted topic's offsets; a copy of the cluster that is put back does not.
+        topic.forget_offsets("webhook", 2, "an older topic's id")
+        with topic.notifier() as program:
+            wait_until(lambda: len(hook.bodies) == 6, "so are those")
+            assert program.logged("the topic was made anew")
+            assert program.stop() == 0
+    assert [json.loads(body)["alert_id"][-1] for body in hook.bodies] == list("123456")
+
+
+@pytest.mark.services
+def test_offsets_beyond_what_kafka_has_are_named(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    topic.publish(row("1"))
+    topic.forget_offsets("webhook", 1_000)
+    with serving(hook), topic.notifier() as program:
+        wait_until(lambda: len(hook.bodies) == 1, "it is sent")
+        assert program.logged("records are deleted, or a disk was lost")
+        assert program.stop() == 0
+
+
+@pytest.mark.services
 def test_kafka_may_be_away(topic: Topic, suite: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on when Kafka is back, and stops when asked to whether it is or not."""
     hook = Hook()
@@ -286,11 +363,16 @@ def test_without_anybody_to_tell_it_says_what_to_set(tmp_path: Path) -> None:
     assert "smtp_host" in ended.stderr
 
 
+def mail_login(user: str, password: str) -> dict[str, str]:
+    people = {"smtp_host": "h", "smtp_from": "a@b.test", "smtp_to": "a@b.test", "smtp_tls": "tls"}
+    return {**people, "smtp_user": user, "smtp_password": password}
+
+
 @pytest.mark.parametrize(
     ("said", "settings"),
     [
         ("TICKHOUSE_WEBHOOK_URL: Value error, not an address", {"webhook_url": f"ftp://{CANARY}"}),
-        ("TICKHOUSE_WEBHOOK_URL: Value error, port 99999", {"webhook_url": f"http://h:99999/{CANARY}"}),
+        ("TICKHOUSE_WEBHOOK_URL: Value error, its port", {"webhook_url": f"http://h:99999/{CANARY}"}),
         ("smtp_to", {"smtp_host": "h", "smtp_from": "a@b.test"}),
         ("TICKHOUSE_SMTP_FROM", {"smtp_host": "h", "smtp_from": "a\nBcc: x@b.test", "smtp_to": "a@b.test"}),
         ("smtp_user and", {"smtp_host": "h", "smtp_from": "a@b.test", "smtp_to": "a@b.test", "smtp_password": CANARY}),
@@ -304,6 +386,13 @@ def test_without_anybody_to_tell_it_says_what_to_set(tmp_path: Path) -> None:
                 "smtp_password": CANARY,
             },
         ),
+        ("smtp_password: SMTP takes printable ASCII", mail_login("u", f"{CANARY}é")),
+        ("smtp_password: SMTP takes printable ASCII", mail_login("u", f"{CANARY}\n")),
+        ("smtp_password: SMTP takes printable ASCII", mail_login("u", "")),
+        ("smtp_user: SMTP takes printable ASCII", mail_login(f"{CANARY}é", "p")),
+        ("smtp_host: a..b is not the name of a host", {**mail_login("u", CANARY), "smtp_host": "a..b"}),
+        ("webhook_url: it is not a valid URL", {"webhook_url": f"http://h/{CANARY}\x7f"}),
+        ("webhook_url: it is not a valid URL", {"webhook_url": f"http://{'a' * 64}.b..c/{CANARY}"}),
     ],
 )
 def test_a_wrong_setting_is_named_and_its_secret_is_not(tmp_path: Path, said: str, settings: dict[str, str]) -> None:
@@ -319,7 +408,7 @@ def test_two_notifiers_do_not_share_what_they_remember(tmp_path: Path) -> None:
     with running_program("notifier", flags, tmp_path / "log") as program:
         wait_until(lambda: program.logged("telling of") and program.logged("Kafka"), "it waits for Kafka")
         second = started(tmp_path, *mail_flags(1))
-        assert second.returncode == 2
+        assert second.returncode == 4
         assert "another notifier" in second.stderr
         assert program.stop() == 0
 
@@ -348,6 +437,18 @@ def test_secrets_do_not_show_in_settings() -> None:
         {"peak_change_pct": True},
         {"peak_change_pct": float("nan")},
         {"reference_price": 5.5},
+        pytest.param({"peak_change_pct": 10**400}, id="ten to the 400"),
+        {"peak_change_pct": float("-inf")},
+        {"peak_change_pct": 1e32},
+        {"peak_change_pct": None},
+        {"peak_change_pct": [2.5]},
+        {"threshold_pct": float("inf")},
+        pytest.param({"asset": "a" * 513}, id="long"),
+        pytest.param({"more": "a" * 20_000}, id="large"),
+        {"asset": "a\x1b[2J"},
+        {"asset": "a\u202e"},
+        {"direction": {}},
+        {"opened_at": "+10000-01-01T00:00:00Z"},
     ],
 )
 def test_a_record_that_is_no_alert_is_known_as_such(change: dict[str, object]) -> None:
@@ -355,9 +456,110 @@ def test_a_record_that_is_no_alert_is_known_as_such(change: dict[str, object]) -
         Alert.read(json.dumps({**json.loads(row("1")), **change}).encode())
 
 
-def test_a_record_nested_too_deep_is_no_alert() -> None:
+@pytest.mark.parametrize("name", sorted(json.loads(row("1")).keys() - {"threshold_pct", "window_seconds", "closed_at"}))
+def test_a_record_without_a_field_that_a_message_needs_is_no_alert(name: str) -> None:
+    fields = json.loads(row("1"))
+    del fields[name]
+    if name == "reference_time":
+        Alert.read(json.dumps(fields).encode())
+        return
+    with pytest.raises(NotAnAlert, match=name):
+        Alert.read(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    "value", [b"[" * 500_000, b"[" * 10_000, b'{"a":' * 400, b"1e999", b"9" * 5_000, b"\x00", None]
+)
+def test_bytes_that_are_no_alert_raise_nothing_else(value: bytes | None) -> None:
     with pytest.raises(NotAnAlert):
-        Alert.read(b"[" * 500_000)
+        Alert.read(value)
+
+
+@given(
+    st.binary()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda values: (
+            st.lists(values) | st.dictionaries(st.sampled_from(sorted(json.loads(row("1")))) | st.text(), values)
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_whatever_a_record_holds_it_is_an_alert_or_not(value: bytes) -> None:
+    with suppress(NotAnAlert):
+        assert len(Alert.read(value).alert_id) <= 512
+
+
+def test_foreign_text_in_other_fields_goes_out_escaped_and_cut() -> None:
+    fields = {**json.loads(row("1")), "comment": "a\r\n\x1b[2J\u202e" + "x" * 600, "list": [{"a\nb": "c\nd"}]}
+    alert = Alert.read(json.dumps(fields, ensure_ascii=False).encode())
+    sent = json.loads(alert.json)
+    assert sent["comment"].startswith("a\\r\\n\\x1b[2J\\u202exxx")
+    assert len(sent["comment"]) == 512
+    assert sent["list"] == [{"a\\nb": "c\\nd"}]
+    assert {name: sent[name] for name in json.loads(row("1"))} == {name: fields[name] for name in json.loads(row("1"))}
+
+
+class Broken:
+    """A channel with an error of its own in it, for the first `times` attempts."""
+
+    name = "broken"
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.attempts = 0
+
+    def send(self, alert: Alert) -> None:
+        self.attempts += 1
+        if self.attempts <= self.times:
+            raise KeyError(CANARY)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize(("times", "attempts", "skipped"), [(2, 3, 0), (100, 3, 1)])
+def test_an_unforeseen_error_is_tried_again_and_then_passed_over(
+    times: int,
+    attempts: int,
+    skipped: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("notifier.delivery._backoff", lambda state: 0.01)
+    channel = Broken(times)
+    delivery = Delivery(Settings(), channel, SentAlerts(tmp_path / "ids"), threading.Event())
+    record = ConsumerRecord("alerts", 0, 0, 7, 0, 0, None, row("1"), [], None, 0, 0, 0)
+    assert delivery.handle(record)
+    assert (channel.attempts, delivery.skipped) == (attempts, skipped)
+    assert "internal error KeyError at" in caplog.text
+    assert CANARY not in caplog.text
+
+
+class Stumbling(Delivery):
+    """Its first reading of Kafka ends with an error that nobody foresaw."""
+
+    readings = 0
+
+    def _follow(self, reader: OneReader) -> None:
+        self.readings += 1
+        if self.readings == 1:
+            raise KeyError(CANARY)
+        self._stop.set()
+
+
+@pytest.mark.services
+def test_an_unforeseen_error_outside_of_sending_is_no_end(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("notifier.delivery.SAY_AGAIN_SECONDS", 0.0)
+    settings = Settings(kafka_bootstrap_servers=topic.servers, alerts_topic=topic.name)
+    topic.create()
+    delivery = Stumbling(settings, Broken(0), SentAlerts(topic.folder / "ids"), threading.Event())
+    delivery.run()
+    assert delivery.readings == 2
+    assert "internal error KeyError at" in caplog.text
+    assert CANARY not in caplog.text
 
 
 def test_ids_are_remembered_by_the_newest_and_a_torn_line_spoils_no_other(tmp_path: Path) -> None:

@@ -6,15 +6,20 @@ import getpass
 import json
 import os
 import re
+import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from conf.settings import PROJECT
+from conf.settings import PROJECT, Settings, is_secret, read_settings
+from lake.rules import DECIDING
+from submit.settings import JOB_SETTINGS
 
+CANARY = "canary-51c0ffee"
 Golden = Callable[[str, str], None]
 
 
@@ -29,7 +34,7 @@ def anywhere(command: str) -> str:
     """The command without what differs between machines, users and versions of packages."""
     command = re.sub(r"JAVA_HOME=\S+", "JAVA_HOME=JAVA", command.replace(str(PROJECT), "PROJECT"))
     command = re.sub(r"python3\.\d+", "python3.X", command.replace(f"/user/{getpass.getuser()}/", "/user/USER/"))
-    command = re.sub(r"(packages-\w+-|tickhouse-jars/)[0-9a-f]{12}", r"\1HASH", command)
+    command = re.sub(r"(packages-\w+-|tickhouse-jars/|settings-)[0-9a-f]{12}", r"\1HASH", command)
     return re.sub(r"(PROJECT/\.tickhouse/jars/spark/[\w.-]+\.jar,?)+", "EVERY-JAR", command)
 
 
@@ -53,7 +58,11 @@ def anywhere(command: str) -> str:
         (
             "yarn-cluster",
             ["--on", "yarn-cluster", "--driver-memory", "1g", "streaming/ticks.py", "--conf", "SETTINGS", "--once"],
-            {"TICKHOUSE_TICKS_TOPIC": "other", "TICKHOUSE_RECORDINGS": "here", "TICKHOUSE_CACHE": "here"},
+            {
+                "TICKHOUSE_TICKS_TOPIC": "other",
+                "TICKHOUSE_RECORDINGS": "here",
+                "TICKHOUSE_WEBHOOK_URL": "https://h/KEY",
+            },
         ),
         (
             "yarn-elsewhere",
@@ -70,6 +79,60 @@ def test_commands_are_golden(
     ran = spark_submit("--dry-run", *words, folder=tmp_path, **exported)
     assert (ran.returncode, ran.stderr) == (0, "")
     golden(f"{name}.txt", anywhere(ran.stdout))
+
+
+def test_only_settings_of_jobs_leave_this_machine(tmp_path: Path) -> None:
+    """Whatever the settings file and the environment hold, and as the driver on YARN will read it."""
+    conf = tmp_path / "all.toml"
+    conf.write_text(
+        f"""
+lake_root = "hdfs://namenode.example:8020/lake"
+alert_threshold_pct = 1.5
+gold_symbols = {{ "binance:bitcoin" = "BTCUSDT" }}
+smtp_password = "{CANARY}"
+coincap_api_key = "{CANARY}"
+webhook_url = "https://h/{CANARY}"
+rest_urls = {{ coinbase = "https://user:{CANARY}@h/" }}
+"""
+    )
+    conf.chmod(0o600)
+    secret = {"TICKHOUSE_WEBHOOK_URL": f"https://h/{CANARY}", "TICKHOUSE_REST_URLS": f"kraken=https://u:{CANARY}@h/"}
+    job = ("streaming/ticks.py", "--conf", str(conf))
+    ran = spark_submit(
+        "--dry-run", "--on", "yarn-cluster", *job, folder=tmp_path, **secret, TICKHOUSE_TICKS_TOPIC="other"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert CANARY not in ran.stdout + ran.stderr
+
+    command = [sys.executable, "-m", "submit.settings", *job]
+    environment = {**secret, "TICKHOUSE_TICKS_TOPIC": "other"}
+    made = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+    shipped = Path(made.stdout.strip())
+    assert f"spark.yarn.dist.files={shipped}#settings.toml" in ran.stdout
+    assert CANARY not in shipped.read_text()
+    assert stat.S_IMODE(shipped.stat().st_mode) == 0o600
+    settings = read_settings(environment={}, file=shipped)
+    whole = read_settings(environment=environment, file=conf)
+    assert settings.model_dump(include=set(JOB_SETTINGS)) == whole.model_dump(include=set(JOB_SETTINGS))
+    assert (settings.ticks_topic, settings.gold_symbols) == ("other", {"binance:bitcoin": "BTCUSDT"})
+    assert settings.model_dump(exclude=set(JOB_SETTINGS)) == Settings().model_dump(exclude=set(JOB_SETTINGS))
+
+
+def test_the_settings_that_jobs_read_are_shipped() -> None:
+    files = [file for folder in ("lake", "streaming", "batch") for file in (PROJECT / folder).rglob("*.py")]
+    read = {name for file in files for name in re.findall(r"\bsettings\.([a-z_]+)", file.read_text())}
+    assert "lake_root" in read
+    assert (read & Settings.model_fields.keys()) | set(DECIDING) <= set(JOB_SETTINGS)
+    assert not [name for name in JOB_SETTINGS if is_secret(Settings.model_fields[name].annotation)]
+
+
+def test_a_job_s_environment_has_no_settings_of_other_programs(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("import json, os; print(json.dumps(sorted(os.environ)))")
+    exported = {"TICKHOUSE_WEBHOOK_URL": f"https://h/{CANARY}", "TICKHOUSE_TICKS_TOPIC": "other", "FEED": "kept"}
+    ran = spark_submit("job.py", folder=tmp_path, **exported)
+    names = json.loads(ran.stdout)
+    assert "TICKHOUSE_WEBHOOK_URL" not in names
+    assert {"TICKHOUSE_TICKS_TOPIC", "FEED"} <= set(names)
 
 
 def test_help_is_golden(golden: Golden, tmp_path: Path) -> None:
