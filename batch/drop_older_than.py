@@ -136,10 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnknownTable as error:
         parser.error(str(error))
     before = own.before or before_days(own.days, datetime.now(UTC))
-    files, root = files_of_lake(parser, settings), settings.lake_root
-    if TableLog(files, table.path(root)).newest() < 0:
-        parser.error(f"{table.qualified_name} is not in the lake {root}")
+    root = settings.lake_root
     try:
+        files = files_of_lake(parser, settings)
+        if TableLog(files, table.path(root)).newest() < 0:
+            parser.error(f"{table.qualified_name} is not in the lake {root}")
         drop = planned(files, root, table, before)
         print(drop)
         if not own.execute:

@@ -22,6 +22,7 @@ Exit codes: 0 all is done, or would be, 1 something was skipped or failed, 2 a w
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -36,7 +37,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from batch.file_report import draw, render, surveyed
+from batch.file_report import TableFiles, draw, render, surveyed
 from batch.opening import files_of_lake
 from conf.settings import Settings, arguments, from_command_line
 from lake.delta import compact
@@ -60,7 +61,7 @@ SORTED_BYTES = 32 << 20
 ORPHAN_FOR = timedelta(days=1)
 # Limits of a task and of a commit.
 FILES_A_GROUP = 2_000
-FILES_A_COMMIT = 10_000
+FILES_A_COMMIT = 5_000
 GROUPS_A_COMMIT = 64
 DELETERS = 8
 
@@ -368,7 +369,7 @@ def maintained(
         yield maintenance.execute(run) if run else maintenance.plan()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arg_parser() -> argparse.ArgumentParser:
     parser = arguments(__doc__, "lake_root", "webhdfs_url", "keep_days")
     parser.add_argument("--execute", action="store_true", help="do it, instead of saying what would be done")
     parser.add_argument("--tables", default="", metavar="NAMES", help="only these, separated by commas")
@@ -377,40 +378,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the files by size and day to this PNG")
+    return parser
+
+
+def report(
+    before: Sequence[TableFiles], work: Sequence[Work], after: Sequence[TableFiles] | None, as_json: bool
+) -> str:
+    """What was done, or, if `after` is None, what would be."""
+    if not as_json:
+        end = "nothing was changed: --execute does it" if after is None else render(after)
+        return "\n".join([render(before), "", *map(str, work), "", end])
+    rows = {"before": [asdict(table) for table in before], "work": [asdict(table) for table in work]}
+    if after is not None:
+        rows["after"] = [asdict(table) for table in after]
+    return json.dumps({"executed": after is not None, **rows})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arg_parser()
     settings, own = from_command_line(parser, argv)
-    if own.older_than_minutes < 0:
-        parser.error("--older-than-minutes must not be negative")
-    files = files_of_lake(parser, settings)
+    root = settings.lake_root
+    if not 0 <= own.older_than_minutes <= 525_600:
+        parser.error("--older-than-minutes must be between 0 and 525600")
+    older_than, after = timedelta(minutes=own.older_than_minutes), None
     try:
         tables = tables_named(own.tables)
-        kept_for(settings.keep_days)
+        files = files_of_lake(parser, settings)
+        tables = [table for table in tables if TableLog(files, table.path(root)).newest() >= 0]
+        if not tables:
+            parser.error(f"there is no lake at {root}")
+        before = [surveyed(files, root, table) for table in tables]
+        with closing(Executors()) as run:
+            now = datetime.now(UTC)
+            work = list(maintained(files, settings, tables, older_than, now, run if own.execute else None))
+        if own.execute:
+            after = [surveyed(files, root, table) for table in tables]
+        if own.picture:
+            draw(after or before, own.picture)
     except UnknownTable as error:
         parser.error(str(error))
-    tables = [table for table in tables if TableLog(files, table.path(settings.lake_root)).newest() >= 0]
-    if not tables:
-        parser.error(f"there is no lake at {settings.lake_root}")
-    older_than = timedelta(minutes=own.older_than_minutes)
-    try:
-        before = [surveyed(files, settings.lake_root, table) for table in tables]
-        with closing(Executors()) as run:
-            work = list(
-                maintained(files, settings, tables, older_than, datetime.now(UTC), run if own.execute else None)
-            )
-        after = [surveyed(files, settings.lake_root, table) for table in tables] if own.execute else before
-        if own.picture:
-            draw(after, own.picture)
     except ImportError as error:
         print(f"{parser.prog}: no picture: {error}", file=sys.stderr)
     except (OSError, CannotWrite) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    if own.json:
-        files_before, files_after = ([asdict(table) for table in tables] for tables in (before, after))
-        works = [asdict(table) for table in work]
-        print(json.dumps({"executed": own.execute, "before": files_before, "work": works, "after": files_after}))
-    else:
-        print("\n".join([render(before), "", *map(str, work)]))
-        print(f"\n{render(after)}" if own.execute else "nothing was changed: --execute does it")
+    print(report(before, work, after, own.json))
     return 1 if any(table.problems for table in work) else 0
 
 

@@ -63,10 +63,10 @@ PROTOCOL = {"minReaderVersion": 1, "minWriterVersion": 2}
 _COMMIT = re.compile(r"([0-9]{20})\.json")
 _READERS = 8
 """How many threads read commits: each waits for HDFS most of the time."""
-_COMMITS = 500
-"""How many commits are in memory as Python objects at once."""
-_ROWS = 50_000
-"""So many rows of commits are collected before those that are no longer in force are dropped."""
+_COMMITS = 200
+"""How many commits are read at once."""
+_ACTIONS = 20_000
+"""How many actions of commits are Python objects at once, some 1 KB each."""
 MAINTENANCE = "maintenance"
 """In the metadata of a commit that is no micro-batch's; a copy of the last micro-batch's metadata may be beside it."""
 DELETIONS = 2_000
@@ -202,13 +202,15 @@ class TableLog:
 
         Raises LogIncomplete if the commit is missing.
         """
+        return _actions_of(self._content(version))
+
+    def _content(self, version: int) -> bytes:
         try:
-            content = self._files.read(self._commit(version))
+            return self._files.read(self._commit(version))
         except FileNotFoundError:
             raise LogIncomplete(
                 f"{self._commit(version)} is missing: the table has no such version, or its log was cleaned up"
             ) from None
-        return [json.loads(line) for line in content.split(b"\n") if line.strip()]
 
     def metadata(self, version: int) -> dict[str, Any]:
         """The metadata that `put` stored in a commit; empty for another writer's commit."""
@@ -544,27 +546,41 @@ class TableLog:
         if commits and not self.has(version):
             raise LogIncomplete(f"{self._commit(version)} is missing: the table has no such version")
         rows = ROWS.empty_table() if start is None else self._rows_of(start, tombstones)
-        with ThreadPoolExecutor(_READERS) as threads:
-            try:
+        reduced_rows = rows.num_rows
+        for added in self._rows_of_commits(commits):
+            rows = pa.concat_tables([rows, added])
+            # Only once the rows have doubled: a log of 100,000 commits takes a time linear in its length.
+            if rows.num_rows > 2 * reduced_rows + _ACTIONS:
+                rows = newest_of_each(rows)
+                rows = rows if tombstones else without_removed(rows)
                 reduced_rows = rows.num_rows
-                for first in range(0, len(commits), _COMMITS):
-                    added = rows_of_commits(threads.map(self.actions, commits[first : first + _COMMITS]))
-                    rows = pa.concat_tables([rows, added])
-                    # Only once the rows have doubled: a log of 100,000 commits takes a time linear in its length.
-                    is_last = first + _COMMITS >= len(commits)
-                    if is_last or rows.num_rows > 2 * reduced_rows + _ROWS:
-                        rows = newest_of_each(rows)
-                        rows = rows if tombstones else without_removed(rows)
-                        reduced_rows = rows.num_rows
-            except BaseException:
-                threads.shutdown(cancel_futures=True)
-                raise
+        if commits:
+            rows = newest_of_each(rows)
+            rows = rows if tombstones else without_removed(rows)
         if has_vectors(rows):
             raise CannotWrite(
                 f"{self.path} has deletion vectors, which the lake's code cannot read. Drop them: ALTER TABLE ... "
                 "SET TBLPROPERTIES (delta.enableDeletionVectors = false), then REORG TABLE ... APPLY (PURGE)"
             )
         return _Replay(version, rows)
+
+    def _rows_of_commits(self, versions: Sequence[int]) -> Iterator[pa.Table]:
+        """The actions of these commits as rows, oldest first. Raises LogIncomplete."""
+        waiting, count = list[list[Action]](), 0
+        with ThreadPoolExecutor(_READERS) as threads:
+            try:
+                for first in range(0, len(versions), _COMMITS):
+                    for content in threads.map(self._content, versions[first : first + _COMMITS]):
+                        waiting.append(_actions_of(content))
+                        count += len(waiting[-1])
+                        if count >= _ACTIONS:
+                            yield rows_of_commits(waiting)
+                            waiting, count = [], 0
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
+        if waiting:
+            yield rows_of_commits(waiting)
 
     def _rows_of(self, checkpoint: Checkpoint, tombstones: bool) -> pa.Table:
         try:
@@ -575,6 +591,10 @@ class TableLog:
                 f"{self.path} has checkpoints of version 2, which the lake's code cannot read. Drop them: "
                 "ALTER TABLE ... DROP FEATURE v2Checkpoint"
             ) from None
+
+
+def _actions_of(content: bytes) -> list[Action]:
+    return [json.loads(line) for line in content.split(b"\n") if line.strip()]
 
 
 def _is_whole(path: str) -> bool:

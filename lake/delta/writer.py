@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -290,9 +291,10 @@ class LakeWriter:
             if state.live is None or not state.live.has(removed):
                 return False
             try:
-                definition = self._after_drop(state, dropped_before) if dropped_before else None
-                is_drop = dropped_before is not None
-                self._put(state, added, removed, self._of_upkeep(state), data_change=is_drop, definition=definition)
+                if dropped_before:
+                    self._put_drop(state, removed, dropped_before)
+                else:
+                    self._put(state, added, removed, self._of_upkeep(state), data_change=False)
             except Changed:
                 return False
             state.live.replace([file.add["path"] for file in removed], added)
@@ -310,8 +312,7 @@ class LakeWriter:
             state.live = LiveFiles(table, removed)
             try:
                 if removed:
-                    definition = self._after_drop(state, before)
-                    self._put(state, [], removed, self._of_upkeep(state), definition=definition)
+                    self._put_drop(state, removed, before)
             except Changed:
                 return []
             finally:
@@ -323,17 +324,13 @@ class LakeWriter:
         state = self._tables[table.qualified_name]
         with state.lock:
             self.catch_up(table)
-            definition = state.log.definition(state.version)
-            configuration = definition.get("configuration") or {}
+            configuration = state.log.definition(state.version).get("configuration") or {}
             if not configuration.items() >= properties.items():
-                definition = {**definition, "configuration": {**configuration, **properties}}
-                self._put(state, [], [], self._of_upkeep(state), definition=definition)
+                self._put(state, [], [], self._of_upkeep(state), properties=lambda _: properties)
 
-    def _after_drop(self, state: _TableState, before: datetime) -> dict[str, Any]:
-        """The table's definition, which records that rows from before a time are dropped."""
-        definition = state.log.definition(state.version)
-        configuration = definition.get("configuration") or {}
-        return {**definition, "configuration": {**configuration, **dropped(configuration, before)}}
+    def _put_drop(self, state: _TableState, removed: Sequence[DataFile], before: datetime) -> None:
+        """Remove files, and record that rows from before a time are dropped."""
+        self._put(state, [], removed, self._of_upkeep(state), properties=partial(dropped, before=before))
 
     def _of_upkeep(self, state: _TableState) -> dict[str, Any]:
         # With the last micro-batch's metadata, as in a claim: cleaning the log must not delete it.
@@ -406,11 +403,23 @@ class LakeWriter:
         removed: Sequence[DataFile],
         metadata: dict[str, Any],
         data_change: bool = True,
-        definition: dict[str, Any] | None = None,
+        properties: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None,
     ) -> None:
-        """Commit a version. Raises Fenced, and Changed if a file to remove is no longer live."""
-        options: dict[str, Any] = {"data_change": data_change, "definition": definition}
-        while not state.log.put(state.version + 1, metadata, added, removed, (APPLICATION, self.epoch), **options):
+        """Commit a version. Raises Fenced, and Changed if a file to remove is no longer live.
+
+        properties: new ones of the table, from those that it has.
+        """
+
+        def put() -> bool:
+            definition = None
+            if properties:
+                definition = state.log.definition(state.version)
+                configuration = definition.get("configuration") or {}
+                definition = {**definition, "configuration": {**configuration, **properties(configuration)}}
+            options: dict[str, Any] = {"data_change": data_change, "definition": definition}
+            return state.log.put(state.version + 1, metadata, added, removed, (APPLICATION, self.epoch), **options)
+
+        while not put():
             if state.log.metadata(state.version + 1) == json.loads(json.dumps(metadata)):
                 # It is our own commit: only the store's answer was lost.
                 break

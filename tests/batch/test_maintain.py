@@ -26,7 +26,8 @@ from lake.delta import frames
 from lake.delta.beside import Beside
 from lake.delta.drop import DROPPED_BEFORE
 from lake.delta.files import LocalDisk
-from lake.delta.log import MAINTENANCE, TableLog
+from lake.delta.inventory import Inventory
+from lake.delta.log import MAINTENANCE, DataFile, TableLog
 from lake.delta.writer import LakeWriter
 from lake.reader import read
 from lake.tables import (
@@ -36,6 +37,7 @@ from lake.tables import (
     GOLD_ROLLING_PRICE,
     SILVER_TICKS,
     STREAMED,
+    Table,
 )
 from tests.batch.neglected import age, live_files, log_files, maintain, neglected, problems, stored_files
 from tests.conftest import TEST_CONF
@@ -350,6 +352,31 @@ def test_old_rows_are_dropped_and_the_table_remembers_it(tmp_path: Path) -> None
     assert maintain(settings)["silver.ticks"].rows == 0
     house = opened(settings)
     house.finish()
+
+
+def test_an_inventory_has_each_live_file_once(tmp_path: Path) -> None:
+    """From a checkpoint, from commits, and from both."""
+    settings, _, parts = neglected(tmp_path, 17, 8)
+    write(None, settings, parts[:5])
+    for table in (BRONZE_TICKS, GOLD_PRICE_1M):
+        TableLog(LocalDisk(), table.path(settings.lake_root)).checkpoint()
+    write(None, settings, parts[5:], first=5)
+    for table in STREAMED:
+        log = TableLog(LocalDisk(), table.path(settings.lake_root))
+        inventory = Inventory(log, table)
+
+        def figures(file: DataFile, table: Table = table) -> tuple[object, ...]:
+            column = table.file_time or table.arrival_time
+            ends = file.lowest.get(column), file.highest.get(column)
+            partition = sorted(file.add["partitionValues"].items())
+            return file.path, file.size, file.rows, partition, file.add["modificationTime"], *ends
+
+        files = list(map(figures, inventory.data_files(inventory.files)))
+        assert sorted(files, key=str) == sorted(map(figures, log.files()), key=str)
+        assert inventory.version == log.newest()
+        if table.file_time or table.arrival_time:
+            chunks = [file for _, chunk in inventory.chunks() for file in chunk]
+            assert sorted(map(figures, chunks), key=str) == sorted(files, key=str)
 
 
 def test_the_report_counts_all_files(tmp_path: Path) -> None:

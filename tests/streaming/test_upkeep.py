@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 
 from conf.settings import Settings
 from lake.delta import compact, frames
-from lake.delta.drop import UnknownTable
+from lake.delta.drop import DROPPED_BEFORE, UnknownTable
 from lake.delta.files import LocalDisk
 from lake.delta.log import TableLog
 from lake.delta.parquet import ContentsDiffer
@@ -260,8 +260,12 @@ def test_old_rows_are_dropped_where_the_settings_say_so(tmp_path: Path) -> None:
     assert {table: left[table] for table in STREAMED if table != SILVER_TICKS} == {
         table: counts[table] for table in STREAMED if table != SILVER_TICKS
     }
+    properties = TableLog(LocalDisk(), SILVER_TICKS.path(settings.lake_root)).state().configuration
+    assert datetime.fromisoformat(properties[DROPPED_BEFORE]) > cut
     upkeep = tended(house, settings, ahead=START.timestamp() + 30 * DAY - time.time())
     upkeep._sweep()
+    assert TableLog(LocalDisk(), GOLD_PRICE_1M.path(settings.lake_root)).property(DROPPED_BEFORE)
+    assert not TableLog(LocalDisk(), GOLD_PRICE_5S.path(settings.lake_root)).property(DROPPED_BEFORE)
     assert read(settings.lake_root, SILVER_TICKS).num_rows == read(settings.lake_root, GOLD_PRICE_1M).num_rows == 0
     assert read(settings.lake_root, GOLD_PRICE_5S).num_rows == counts[GOLD_PRICE_5S]
 
