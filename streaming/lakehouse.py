@@ -40,6 +40,7 @@ from lake.tables import (
     Table,
 )
 from lake.times import MINUTE, SECOND
+from streaming.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Lakehouse:
     records: int = FEW
     # Set when another writer has fenced this one; Spark re-raises only the message.
     fenced: Fenced | None = None
+    progress: Progress = field(default_factory=Progress)
     _writing: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
     _roller: threading.Thread | None = None
@@ -91,7 +93,7 @@ class Lakehouse:
         try:
             query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
             assert query, "a micro-batch knows its query"
-            with self._writing:
+            with self._writing, self.progress.time("whole"):
                 self._write(records, query, batch)
         except Fenced as error:
             self.fenced = error
@@ -106,7 +108,8 @@ class Lakehouse:
         replayed = number <= lake.batch(SILVER_TICKS)
         plan = self._plan(batch, replayed)
         # A small micro-batch is one task, and makes one file per table.
-        staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
+        with self.progress.time("stage"):
+            staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
         if replayed:
             # Silver has the micro-batch already, but some of gold's tables may lack it.
             ticks, delta = self._of_replay(number, plan), self.state.last
@@ -114,9 +117,10 @@ class Lakehouse:
             after = self.state
         else:
             ticks = staged.ticks
-            if repeats := self.state.seen.repeats([part.numbers for part in ticks]):
-                ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
-            delta = self._delta(staged, ticks)
+            with self.progress.time("deduplicate"):
+                if repeats := self.state.seen.repeats([part.numbers for part in ticks]):
+                    ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
+                delta = self._delta(staged, ticks)
             after = State(self.state.seen.after(delta), self.state.early, batch.at, delta)
         reports = staged.reports
         rejected = [((source, symbol, epoch), (number, number)) for source, symbol, epoch, number in staged.rejected]
@@ -140,14 +144,17 @@ class Lakehouse:
             start(self._add, staged.of(SILVER_TICKS), SILVER_TICKS, batch, **metadata)
             if quarantined := staged.of(SILVER_QUARANTINE):
                 start(self._add, quarantined, SILVER_QUARANTINE, batch)
-            start(self._gaps, changes, [*after.early.due, *reports], batch)
+            start(self.progress.time("silver.gaps")(self._gaps), changes, [*after.early.due, *reports], batch)
             if summaries is not None:
-                self.rollup.note(self.gold.write(summaries, batch))
+                with self.progress.time("gold"):
+                    changed_minutes = self.gold.write(summaries, batch)
+                self.rollup.note(changed_minutes)
             for step in running:
                 step.result()
         self.state, self.last, self.records = after, batch, staged.records
         self._keep_state(replayed)
         self._wrote_at = time.monotonic()
+        self.progress.wrote(number, staged, ticks, lake, seconds=self._wrote_at - started, replayed=replayed)
         logger.info("batch %d: %d records in %.2f s", number, self.records, self._wrote_at - started)
 
     def _began(self, number: int) -> datetime:
@@ -189,7 +196,8 @@ class Lakehouse:
         return self.state.seen.delta([part.numbers for part in ticks], staged.rejected, minutes)
 
     def _add(self, actions: Sequence[Action], table: Table, batch: Batch, **metadata: Any) -> None:
-        self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
+        with self.progress.time(table.qualified_name):
+            self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
 
     def _gaps(
         self, changes: Mapping[tuple[str, str, int], InstrumentChange], reports: Sequence[Gap], batch: Batch

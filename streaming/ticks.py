@@ -48,6 +48,7 @@ from lake.rules import DECIDING
 from lake.silver.stage import RECORDS_A_TASK
 from lake.silver.state import StateLost
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
+from streaming.operation import Operation, jvm_of, served
 from streaming.rebuild import Expired, rebuild
 
 logger = logging.getLogger("streaming.ticks")
@@ -157,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "trigger_seconds",
         ),
         *("max_offsets_per_trigger", "once", "rebuild", *DECIDING),
+        *("state_dir", "stream_metrics_port", "stream_stale_seconds"),
     )
     parser.add_argument(
         "--sink", nargs="+", metavar="SINK", help="gold elsewhere too, as it changes: console, or parquet PATH"
@@ -190,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         follows = rebuild(spark, settings) if settings.rebuild else None
         lakehouse = resume(spark, settings, sink)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
-        run(start(spark, settings, lakehouse, follows), lakehouse, stop)
+        with served(settings, Operation(settings, lakehouse, lease, jvm_of(spark))):
+            run(start(spark, settings, lakehouse, follows), lakehouse, stop)
     except (SettingsChanged, OtherVersion, CannotWrite) as error:
         logger.error("%s", error)
         return USAGE_ERROR
@@ -221,4 +224,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)
+    # /healthz says if Kafka does not answer.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     sys.exit(main())

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -68,6 +69,20 @@ def table_properties(table: Table) -> dict[str, str]:
     return {**properties, **(PROPERTIES if table.kind == "streamed" else {})}
 
 
+@dataclass(frozen=True)
+class TableFigures:
+    """A table as its writer knows it.
+
+    files: live data files. log_files: commits since the log's last checkpoint. Both are None before the first `count`.
+    committed_at: when this writer last committed a micro-batch, in Unix seconds; None before that.
+    """
+
+    version: int
+    files: int | None
+    log_files: int | None
+    committed_at: float | None
+
+
 @dataclass
 class _TableState:
     """A writer's view of a table: its log, newest version, last micro-batch and live files."""
@@ -80,6 +95,12 @@ class _TableState:
     metadata: dict[str, Any] = field(default_factory=dict)
     # None: not read yet.
     live: LiveFiles | None = None
+    # For `figures`: the version that the log was first read at, its files, and how many more there are since.
+    first: int = -1
+    first_files: int | None = None
+    more_files: int = 0
+    checkpointed: int | None = None
+    committed_at: float | None = None
 
 
 class LakeWriter:
@@ -108,6 +129,7 @@ class LakeWriter:
             state.metadata = _newest(state.log, state.version)
             state.batch = state.metadata.get("batch", -1)
             state.live = None
+            state.first, state.first_files, state.more_files = state.version, None, 0
 
         with ThreadPoolExecutor(THREADS) as threads:
             list(threads.map(look, self._tables.values()))
@@ -159,6 +181,25 @@ class LakeWriter:
     def version(self, table: Table) -> int:
         """The newest version of the table that this writer knows."""
         return self._tables[table.qualified_name].version
+
+    def count(self, table: Table) -> None:
+        """Look up what `figures` needs of the log; from any thread. Raises StoreError, LogIncomplete, CannotWrite."""
+        state = self._tables[table.qualified_name]
+        if state.first_files is None and state.live is None:
+            first = state.first
+            count = state.log.file_count(first)
+            if first == state.first:
+                state.first_files = count
+        state.checkpointed = state.log.checkpointed()
+
+    def figures(self, table: Table) -> TableFigures:
+        """The table's figures; from any thread."""
+        state = self._tables[table.qualified_name]
+        files = len(state.live) if state.live is not None else state.first_files
+        if files is not None and state.live is None:
+            files += state.more_files
+        log_files = None if state.checkpointed is None else state.version - state.checkpointed
+        return TableFigures(state.version, files, log_files, state.committed_at)
 
     def property(self, table: Table, name: str) -> str | None:
         """A property of the table."""
@@ -253,8 +294,10 @@ class LakeWriter:
             if epoch > self.epoch:
                 raise Fenced(f"{state.log.path} has been taken over by a newer writer (epoch {epoch})")
             state.log.check_writable(actions)
+            added, removed = [state.log.file(action) for action in added_by(actions)], removed_by(actions)
+            state.more_files += len(added) - len(removed)
             if state.live is not None:
-                state.live.replace(removed_by(actions), [state.log.file(action) for action in added_by(actions)])
+                state.live.replace(removed, added)
             state.version += 1
 
     def catch_up(self, table: Table) -> None:
@@ -275,7 +318,8 @@ class LakeWriter:
             if removed and state.live is not None and not state.live.has(removed):
                 raise Changed(f"{table.qualified_name} was changed at the same time")
         state.version += 1
-        state.batch, state.metadata = metadata["batch"], metadata
+        state.more_files += len(added) - len(removed)
+        state.batch, state.metadata, state.committed_at = metadata["batch"], metadata, time.time()
         # Spread the tables' checkpoints over micro-batches.
         turn = list(self._tables).index(table.qualified_name) * (CHECKPOINT_EVERY // len(self._tables))
         if (state.version + turn) % CHECKPOINT_EVERY == 0:
