@@ -11,11 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.context_managers import Timer
 from prometheus_client.core import Metric
 
 from lake.delta.log import DataFile
@@ -70,9 +70,11 @@ class Progress:
         self._observed: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def time(self, stage: str) -> Timer:
-        """Measure a stage of a micro-batch: for `with`, or to decorate what it does."""
-        return self._stages.labels(stage).time()
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Measure a stage of a micro-batch: for `with`, or to decorate the function that does it."""
+        with self._stages.labels(stage).time():
+            yield
 
     @property
     def last(self) -> Written | None:

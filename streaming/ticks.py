@@ -48,8 +48,8 @@ from lake.rules import DECIDING
 from lake.silver.stage import RECORDS_A_TASK
 from lake.silver.state import StateLost
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
-from streaming.operation import Operation, jvm_of, served
 from streaming.rebuild import Expired, rebuild
+from streaming.status import Subject, jvm_of, served
 
 logger = logging.getLogger("streaming.ticks")
 
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         follows = rebuild(spark, settings) if settings.rebuild else None
         lakehouse = resume(spark, settings, sink)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
-        with served(settings, Operation(settings, lakehouse, lease, jvm_of(spark))):
+        with served(settings, Subject(settings, lakehouse, lease, jvm_of(spark))):
             run(start(spark, settings, lakehouse, follows), lakehouse, stop)
     except (SettingsChanged, OtherVersion, CannotWrite) as error:
         logger.error("%s", error)

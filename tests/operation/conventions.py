@@ -13,11 +13,11 @@ ESCAPED = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def exposed(page: str) -> dict[str, float]:
-    """The samples of a page by name; labels stand in braces, in the order of the page."""
+    """The samples of a page by name; labels stand in braces, by name."""
     samples = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
-            labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
             samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
     return samples
 

@@ -47,7 +47,7 @@ _OF_TABLES = (
 )
 
 
-class Operation:
+class Subject:
     """The streaming job's figures. upkeep: those of the tables' upkeep by name, which ends in _total if it counts."""
 
     def __init__(
@@ -187,11 +187,11 @@ def jvm_of(spark: SparkSession) -> psutil.Process | None:
 
 
 @contextmanager
-def served(settings: Settings, operation: Operation) -> Iterator[Server]:
+def served(settings: Settings, subject: Subject) -> Iterator[Server]:
     """Serve the job's figures meanwhile."""
-    operation.start()
+    subject.start()
     try:
-        with Server("streaming", settings.stream_metrics_port, operation, settings.state_dir, or_any=True) as server:
+        with Server("streaming", settings.stream_metrics_port, subject, settings.state_dir, or_any=True) as server:
             yield server
     finally:
-        operation.stop()
+        subject.stop()
