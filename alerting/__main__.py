@@ -28,6 +28,7 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
+from alerting.status import Figures
 from conf.logs import set_up_logging
 from conf.settings import Settings, arguments, from_command_line
 from lake.contract import Pair, TickRules, feeds
@@ -35,6 +36,7 @@ from lake.gold.alerts import Alert, AlertTick, Episodes, alert_row
 from lake.rules import AlertRule, gold_rules, tick_rules
 from lake.silver.judge import Tick, judge
 from lake.tables import GOLD_ALERTS
+from operation.server import Server
 
 logger = logging.getLogger("alerting")
 
@@ -105,6 +107,11 @@ def resume(consumer: KafkaConsumer, topic: str, stop: threading.Event) -> dict[T
     return resumes
 
 
+def group_of(settings: Settings) -> str:
+    """The consumer group."""
+    return f"{settings.alerts_topic}-of-{settings.ticks_topic}"
+
+
 def create_topic(settings: Settings) -> None:
     admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     try:
@@ -116,7 +123,7 @@ def create_topic(settings: Settings) -> None:
         admin.close()
 
 
-def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> None:
+def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None], figures: Figures) -> None:
     """Raise alerts until `stop` is set. Raises KafkaError if Kafka fails."""
     rules, rules_of_ticks = gold_rules(settings), tick_rules(settings)
     state = Watch(rules.alerts, dict(rules.symbols))
@@ -124,7 +131,7 @@ def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]
     servers = settings.kafka_bootstrap_servers
     consumer = KafkaConsumer(
         bootstrap_servers=servers,
-        group_id=f"{settings.alerts_topic}-of-{settings.ticks_topic}",
+        group_id=group_of(settings),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_wait_ms=POLL_MS,
@@ -138,15 +145,18 @@ def watch(settings: Settings, stop: threading.Event, tell: Callable[[str], None]
         while not stop.is_set():
             deliveries = []
             for partition, records in consumer.poll(timeout_ms=POLL_MS).items():
+                figures.read(records)
                 for record in records:
                     alert = alert_in(record, state, rules_of_ticks, datetime.now(UTC))
                     if alert is None or record.offset < resumes[partition]:
                         continue
                     value = message(alert, rules.alerts, datetime.now(UTC))
                     tell(value.decode())
+                    figures.raised(alert)
                     if time.time() - alert.opened_at / 1e6 <= settings.alert_stale_seconds or alert.closed_at:
                         key = ":".join(alert.pair).encode()
-                        deliveries.append(producer.send(settings.alerts_topic, value, key=key))
+                        sending = producer.send(settings.alerts_topic, value, key=key)
+                        deliveries.append(sending.add_errback(figures.failed))
             for future in deliveries:
                 future.get(timeout=30)
             if deliveries or time.monotonic() - committed_at > 5:
@@ -171,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "gold_symbols"),
         *("future_tolerance_seconds", "receipt_tolerance_seconds"),
         *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds", "alert_stale_seconds", "log_format"),
+        *("state_dir", "alerting_metrics_port", "stream_stale_seconds"),
     )
     parser.prog = "python -m alerting"
     settings, _ = from_command_line(parser, argv)
@@ -178,12 +189,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    while not stop.is_set():
-        try:
-            watch(settings, stop, lambda line: print(line, flush=True))
-        except KafkaError as error:
-            logger.warning("Kafka at %s: %r; trying again", settings.kafka_bootstrap_servers, error)
-            stop.wait(2)
+    figures = Figures(settings, group_of(settings))
+    figures.lag.start()
+    with Server("alerting", settings.alerting_metrics_port, figures, settings.state_dir, or_any=True):
+        while not stop.is_set():
+            try:
+                watch(settings, stop, lambda line: print(line, flush=True), figures)
+            except KafkaError as error:
+                logger.warning("Kafka at %s: %r; trying again", settings.kafka_bootstrap_servers, error)
+                stop.wait(2)
     return 0
 
 

@@ -31,6 +31,7 @@ from tenacity import (
 
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import TIMEOUT_SECONDS, Channel, NotNow, Refused
+from notifier.status import Figures
 
 if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
@@ -74,6 +75,8 @@ class Delivery:
         self._now = now
         self._stale = timedelta(seconds=settings.alert_stale_seconds)
         self._complained = -SAY_AGAIN_SECONDS
+        self.figures = Figures()
+        self.group = f"notifier-{channel.name}-{settings.alerts_topic}"
 
     def run(self) -> None:
         """Deliver alerts until `stop` is set."""
@@ -96,7 +99,7 @@ class Delivery:
         consumer = KafkaConsumer(
             topic,
             bootstrap_servers=self._settings.kafka_bootstrap_servers,
-            group_id=f"notifier-{self._channel.name}-{topic}",
+            group_id=self.group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             # The topic's writer decides its number of partitions.
@@ -141,16 +144,23 @@ class Delivery:
             before_sleep=self._failed,
             reraise=True,
         )
+        self.figures.sending = alert.opened_at
         try:
             sending(self._channel.send, alert)
         except NotNow as error:
             if self._stop.is_set():
                 return False
+            self.figures.stale += 1
             log.error("%s: gave up %s: %s, and it is no news any more", self._channel.name, alert.alert_id, error)
         except Refused as error:
+            self.figures.refused += 1
+            self.figures.last_error = str(error)
             log.error("%s: refused %s: %s", self._channel.name, alert.alert_id, error)
         else:
+            self.figures.sent += 1
             log.info("%s: told of %s", self._channel.name, alert.alert_id)
+        finally:
+            self.figures.sending = None
         try:
             self._sent_alerts.add(alert.alert_id)
         except OSError as error:
@@ -159,6 +169,8 @@ class Delivery:
 
     def _failed(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
+        self.figures.failed += 1
+        self.figures.last_error = str(error)
         log.warning("%s: %s; again in %.0f s", self._channel.name, error, state.upcoming_sleep)
 
     def _complain(self, error: KafkaError) -> None:

@@ -38,7 +38,8 @@ class KafkaLag:
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
         """processed: of each partition the offset after the last processed record, called by the thread, may raise
-        OSError; a partition that is absent is one of which nothing is processed. None: what the group has committed."""
+        OSError. group: a consumer group, instead of `processed`: what it has committed is processed. Of a partition
+        without an offset nothing is."""
         self._servers, self._topics, self._group = servers, topics, group
         self._stale_seconds, self._look_seconds = stale_seconds, look_seconds
         self._processed = processed

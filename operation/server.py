@@ -47,7 +47,8 @@ class Subject(Protocol):
     """A program as those who run it see it. The server's threads call these: they must only read."""
 
     def status(self) -> dict[str, Any]:
-        """Figures for people, to be written as JSON. `trouble` lists what is wrong, in words; empty: healthy."""
+        """Figures for people, to be written as JSON. `trouble` lists what is wrong, in words; empty: healthy. `notes`,
+        if there are any, list what is no reason to act at once."""
 
     def metrics(self, status: dict[str, Any]) -> Iterable[Metric]:
         """The same for Prometheus. status: what `status` has just returned."""
@@ -129,7 +130,8 @@ class Server(Collector):
         if path == "/status":
             return HTTPStatus.OK, "application/json", json.dumps(status).encode()
         code = HTTPStatus.SERVICE_UNAVAILABLE if status["trouble"] else HTTPStatus.OK
-        return code, "application/json", json.dumps({"trouble": status["trouble"]}).encode()
+        told = {name: status[name] for name in ("trouble", "notes") if name in status}
+        return code, "application/json", json.dumps(told).encode()
 
 
 def _listener(port: int, server: Server, *, or_any: bool) -> _Listener:

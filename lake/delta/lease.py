@@ -50,7 +50,7 @@ class Lease:
     def is_held(self) -> bool:
         """Whether it is ours, and renewed often enough that no other job takes this one for dead."""
         renewed_at = self._renewed_at
-        return renewed_at is not None and self._clock() - renewed_at < PATIENCE_SECONDS
+        return renewed_at is not None and time.monotonic() - renewed_at < PATIENCE_SECONDS
 
     def acquire(self) -> None:
         """Take the lease if it is free or its holder is dead. Raises LakeInUse if the holder is alive, and OSError."""
@@ -105,7 +105,7 @@ class Lease:
         self._renewals += 1
         content = json.dumps({**self._holder, "renewals": self._renewals}).encode()
         self._files.replace(self.url, content)
-        self._renewed_at = self._clock()
+        self._renewed_at = time.monotonic()
 
     def _read(self, tries: int = 50) -> dict[str, Any] | None:
         """The lease's holder; None if there is none, or if the file is not valid JSON after so many tries.
