@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -312,10 +313,13 @@ def watch(settings: Settings) -> Suite:
     """Show the suite again and again, until Ctrl-C. Returns what was shown last."""
     console = Console()
     suite = look(settings)
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as screen:
+    with Live(console=console, screen=True, auto_refresh=False) if console.is_terminal else nullcontext() as screen:
         try:
             while True:
-                screen.update(Text(page(suite)), refresh=True)
+                if screen is None:
+                    print(page(suite), flush=True)
+                else:
+                    screen.update(Text(page(suite)), refresh=True)
                 time.sleep(REFRESH_SECONDS)
                 suite = look(settings)
         except KeyboardInterrupt:
