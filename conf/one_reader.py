@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 SESSION_MS = 10_000
 METADATA_MS = 5_000
 KAFKA_MS = 5_000
+STANDS_BY = "stands by: another process of this group reads, or the topic is absent"
 
 
 class TopicReplaced(KafkaError):  # type: ignore[misc]
@@ -39,7 +40,7 @@ class _OneReader(AbstractPartitionAssignor):  # type: ignore[misc]
     name = "one-reader"
 
     def __init__(self) -> None:
-        self._stands_by = False
+        self.stands_by = False
         # The group's generation in which this member had the partitions: one that was cut off claims an older one.
         self._generation = -1
 
@@ -62,9 +63,9 @@ class _OneReader(AbstractPartitionAssignor):  # type: ignore[misc]
     def on_assignment(self, assignment: ConsumerProtocolAssignment, generation: int) -> None:
         stands_by = not assignment.partitions()
         self._generation = -1 if stands_by else generation
-        if stands_by and not self._stands_by:
-            log.info("stands by: another process of this group reads, or the topic is absent")
-        self._stands_by = stands_by
+        if stands_by and not self.stands_by:
+            log.info(STANDS_BY)
+        self.stands_by = stands_by
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,13 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         """Raises KafkaError."""
         self._admin = KafkaAdminClient(bootstrap_servers=self.servers, bootstrap_timeout_ms=KAFKA_MS)
         self._topic_id = ""
+        self._assignor = _OneReader()
+        # The positions that were committed last, or from which this process reads.
+        self._committed: dict[TopicPartition, int] = {}
         self.consumer = KafkaConsumer(
             bootstrap_servers=self.servers,
             group_id=self.group,
-            partition_assignment_strategy=[_OneReader()],
+            partition_assignment_strategy=[self._assignor],
             enable_auto_commit=False,
             # Kafka's having less than we have read is an error, not a reason to begin somewhere else in silence.
             auto_offset_reset="none",
@@ -116,6 +120,11 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Nothing: what comes next is another assignment."""
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether another process of the group reads, or the topic is absent."""
+        return self._assignor.stands_by
 
     def poll(self, timeout_ms: int, most: int | None = None) -> dict[TopicPartition, list[Any]]:
         """The next records by partition; none while this process stands by or `is_new` is set. Raises KafkaError."""
@@ -152,6 +161,7 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, offset in offsets.items():
             self.consumer.seek(partition, offset)
         self.consumer.resume(*offsets)
+        self._committed = dict(offsets)
         self.is_new = False
 
     def positions(self) -> dict[TopicPartition, OffsetAndMetadata]:
@@ -163,9 +173,18 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
             for partition in self.consumer.assignment()
         }
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether there is something to commit: `poll` gave records, or passed the end of a transaction."""
+        if self.is_new:
+            return False
+        return any(self.consumer.position(each) != self._committed.get(each) for each in self.consumer.assignment())
+
     def commit(self) -> None:
         """Store how far the records that `poll` gave go. Raises KafkaError, if this is no longer the reader too."""
-        self.consumer.commit(self.positions(), timeout_ms=KAFKA_MS)
+        positions = self.positions()
+        self.consumer.commit(positions, timeout_ms=KAFKA_MS)
+        self._committed = {partition: at.offset for partition, at in positions.items()}
 
     def _present_id(self) -> str:
         [topic] = self._admin.describe_topics([self.topic])

@@ -217,6 +217,12 @@ class Settings(BaseModel):
     alert_stale_seconds: float = Field(
         300.0, gt=0, le=86_400, description="nobody is told of an alert that opened longer ago"
     )
+    alerting_metrics_port: int = Field(
+        29110, ge=0, le=65_535, description="as metrics_port, of alerting; another one if it is taken"
+    )
+    notifier_metrics_port: int = Field(
+        29111, ge=0, le=65_535, description="as metrics_port, of the notifier; another one if it is taken"
+    )
 
     # Lake
     lake_root: StorageUrl = Field(
@@ -269,6 +275,15 @@ class Settings(BaseModel):
         description="make silver and gold anew from bronze first, with a new checkpoint after bronze's last record",
     )
     once: bool = Field(False, description="process what Kafka holds now, then end")
+    stream_metrics_port: int = Field(
+        29109, ge=0, le=65_535, description="as metrics_port, of the streaming job; another one if it is taken"
+    )
+    stream_stale_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="/healthz of the streaming job, alerting and the notifier fails when a record waits for so long",
+    )
 
     # SQL (Spark Thrift Server)
     sql_host: str = Field("127.0.0.1", description="host of the Spark Thrift Server")

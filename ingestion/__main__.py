@@ -20,8 +20,6 @@ import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
-import psutil
-
 from conf.logs import set_up_logging
 from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, from_command_line
 from ingestion.backfill import Backfill
@@ -35,13 +33,14 @@ from ingestion.failover import Failover, Source
 from ingestion.following import Followed, find_feeds, resume
 from ingestion.intake import Intake, Topics
 from ingestion.liveness import Liveness
-from ingestion.operation import Operation, fetch_status, format_status
+from ingestion.operation import ADDRESS_FILE, Subject, fetch_status, format_status
 from ingestion.proxies import proxy_of
 from ingestion.publisher import publisher
 from ingestion.recording import Recording
 from ingestion.recovery import SECTION, recover_tracker
 from ingestion.spool import Spool
 from ingestion.state import State
+from operation.server import Server
 
 log = logging.getLogger("ingestion")
 
@@ -58,7 +57,7 @@ FLAGS = (
     "healthy_seconds", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions",
     "kafka_retention_hours", "kafka_retention_bytes", "kafka_client", "max_frame_bytes", "max_in_flight",
     "stop_seconds", "spool_dir", "spool_fsync_ms", "spool_max_bytes", "record", "record_bytes", "metrics_port",
-    "stale_seconds", "log_format", "clock_step_seconds",
+    "stale_seconds", "state_dir", "log_format", "clock_step_seconds",
 )  # fmt: skip
 
 
@@ -91,7 +90,6 @@ class Ingester:
             at_once=settings.all_feeds_at_once,
         )
         self._delivery = Delivery(spool, lambda: publisher(settings))
-        self._process = psutil.Process()
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
 
@@ -230,14 +228,11 @@ class Ingester:
         return summary | {
             "trouble": trouble,
             "notes": self._notes(feeds),
-            "pid": os.getpid(),
-            "seconds": now - self._began,
             "producer": self._spool.producer,
             "spool_bytes": self._spool.size,
             "spool_full": int(self._spool.is_full),
             "spool_age_seconds": self._spool.age_seconds,
             "lag_seconds": self._spool.lag_seconds,
-            "memory_bytes": self._process.memory_info().rss,
             "feeds": feeds,
         }
 
@@ -347,13 +342,14 @@ async def ingest(settings: Settings) -> int:
     try:
         ingester = Ingester(settings, followed, spool)
         try:
-            operation = Operation(settings.metrics_port, ingester.status, spool.folder)
+            server = Server("ingestion", settings.metrics_port, Subject(ingester.status), settings.state_dir)
         except OSError as error:
             raise SettingsError(f"metrics_port = {settings.metrics_port}: {error}") from error
         try:
+            server.announce(spool.folder / ADDRESS_FILE)
             return await ingester.run()
         finally:
-            await asyncio.to_thread(operation.close)
+            await asyncio.to_thread(server.close)
     finally:
         spool.close()
 

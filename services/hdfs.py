@@ -8,7 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import quote
 
 from conf.settings import Settings
@@ -283,8 +282,6 @@ def _content(settings: Settings, url: str) -> dict[str, int] | None:
         summary: dict[str, int] = _webhdfs(_web(settings), url.removeprefix(default_fs(settings)), "GETCONTENTSUMMARY")[
             "ContentSummary"
         ]
-    except HTTPError as error:
-        if error.code == 404:
-            return None
-        raise
+    except FileNotFoundError:
+        return None
     return summary

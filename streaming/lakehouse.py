@@ -41,6 +41,7 @@ from lake.tables import (
     Table,
 )
 from lake.times import MINUTE, SECOND
+from streaming.progress import Progress
 from streaming.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Lakehouse:
     # Set when another writer has fenced this one; Spark re-raises only the message.
     fenced: Fenced | None = None
     upkeep: Upkeep | None = None
+    progress: Progress = field(default_factory=Progress)
     # Set when the job is about to end.
     ending: threading.Event = field(default_factory=threading.Event)
     _failed: bool = False
@@ -102,7 +104,7 @@ class Lakehouse:
         try:
             query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
             assert query, "a micro-batch knows its query"
-            with self._writing:
+            with self._writing, self.progress.time("whole"):
                 self._write(records, query, batch)
         except BaseException as error:
             self._failed = True
@@ -137,7 +139,8 @@ class Lakehouse:
         replayed = number <= lake.batch(SILVER_TICKS)
         plan = self._plan(batch, replayed)
         # A small micro-batch is one task, and makes one file per table.
-        staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
+        with self.progress.time("stage"):
+            staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
         if replayed:
             # Silver has the micro-batch already, but some of gold's tables may lack it.
             ticks, delta = self._of_replay(number, plan), self.state.last
@@ -145,9 +148,10 @@ class Lakehouse:
             after = self.state
         else:
             ticks = staged.ticks
-            if repeats := self.state.seen.repeats([part.numbers for part in ticks]):
-                ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
-            delta = self._delta(staged, ticks)
+            with self.progress.time("deduplicate"):
+                if repeats := self.state.seen.repeats([part.numbers for part in ticks]):
+                    ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
+                delta = self._delta(staged, ticks)
             after = State(self.state.seen.after(delta), self.state.early, batch.at, delta)
         reports = staged.reports
         rejected = [((source, symbol, epoch), (number, number)) for source, symbol, epoch, number in staged.rejected]
@@ -171,14 +175,17 @@ class Lakehouse:
             start(self._add, staged.of(SILVER_TICKS), SILVER_TICKS, batch, **metadata)
             if quarantined := staged.of(SILVER_QUARANTINE):
                 start(self._add, quarantined, SILVER_QUARANTINE, batch)
-            start(self._gaps, changes, [*after.early.due, *reports], batch)
+            start(self.progress.time("silver.gaps")(self._gaps), changes, [*after.early.due, *reports], batch)
             if summaries is not None:
-                self.rollup.note(self.gold.write(summaries, batch))
+                with self.progress.time("gold"):
+                    changed_minutes = self.gold.write(summaries, batch)
+                self.rollup.note(changed_minutes)
             for step in running:
                 step.result()
         self.state, self.last, self.records = after, batch, staged.records
         self._keep_state(replayed)
         self._wrote_at = time.monotonic()
+        self.progress.wrote(number, staged, ticks, lake, seconds=self._wrote_at - started, replayed=replayed)
         logger.info("batch %d: %d records in %.2f s", number, self.records, self._wrote_at - started)
 
     def _began(self, number: int) -> datetime:
@@ -220,7 +227,8 @@ class Lakehouse:
         return self.state.seen.delta([part.numbers for part in ticks], staged.rejected, minutes)
 
     def _add(self, actions: Sequence[Action], table: Table, batch: Batch, **metadata: Any) -> None:
-        self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
+        with self.progress.time(table.qualified_name):
+            self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
 
     def _gaps(
         self, changes: Mapping[tuple[str, str, int], InstrumentChange], reports: Sequence[Gap], batch: Batch

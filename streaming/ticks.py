@@ -49,6 +49,7 @@ from lake.silver.stage import RECORDS_A_TASK
 from lake.silver.state import StateLost
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
 from streaming.rebuild import Expired, rebuild
+from streaming.status import Subject, jvm_of, served
 from streaming.upkeep import UnknownTable, kept_for
 
 logger = logging.getLogger("streaming.ticks")
@@ -169,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "debt_files",
             *DECIDING,
         ),
+        *("state_dir", "stream_metrics_port", "stream_stale_seconds"),
     )
     parser.add_argument(
         "--sink", nargs="+", metavar="SINK", help="gold elsewhere too, as it changes: console, or parquet PATH"
@@ -203,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         follows = rebuild(spark, settings) if settings.rebuild else None
         lakehouse = resume(spark, settings, sink)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
-        run(start(spark, settings, lakehouse, follows), lakehouse, stop)
+        with served(settings, Subject(settings, lakehouse, lease, jvm_of(spark))):
+            run(start(spark, settings, lakehouse, follows), lakehouse, stop)
     except (SettingsChanged, OtherVersion, CannotWrite) as error:
         logger.error("%s", error)
         return USAGE_ERROR
@@ -234,4 +237,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)
+    # /healthz says if Kafka does not answer.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     sys.exit(main())

@@ -289,6 +289,16 @@ class TableLog:
         """
         return [self.file(add) for add in adds(reaching(self._replay().rows, columns, since))]
 
+    def file_count(self, version: int) -> int:
+        """The number of data files of a version. Raises as `state`."""
+        files = self._replay(version).rows["add"]
+        return int(len(files) - files.null_count)
+
+    def checkpointed(self) -> int:
+        """The version of the newest checkpoint by `_last_checkpoint`; -1 if there is none."""
+        last = self._last_checkpoint()
+        return -1 if last is None else last.version
+
     def property(self, name: str) -> str | None:
         """A property of the table, as of its newest version. Raises as `state`."""
         return _configuration(self._replay().rows).get(name)

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ from lake.gold.alerts import Alert
 from lake.rules import AlertRule
 from lake.silver.judge import Tick
 from lake.times import to_time
+from operation.addresses import Address, addresses, ask
 from tests.micro_batches import market
+from tests.operation.conventions import exposed, problems_of
 from tests.oracle import Record, lake_of, tick_of
 from tests.oracle import Tick as ExpectedTick
 from tests.programs import Program, kafka_records, running_program, wait_until
@@ -114,9 +117,15 @@ def test_a_message_has_every_digit_of_a_price() -> None:
 def alerting(settings: Settings, log: Path) -> Iterator[Program]:
     names = ("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "kafka_partitions")
     given = [text for name in names[:3] for text in (flag(name), str(getattr(settings, name)))]
+    given += ["--alerting-metrics-port", "0", "--state-dir", str(log.parent / "state")]
     with running_program("alerting", given, log) as program:
         wait_until(lambda: program.logged("watching topic"), "it watches")
         yield program
+
+
+def page_of(address: Address) -> str:
+    """/metrics"""
+    return ask(f"{address.url}/metrics", 60)[1].decode()
 
 
 @pytest.mark.services
@@ -142,16 +151,41 @@ def test_an_alert_is_out_whatever_is_killed(running: Callable[..., Settings], tm
         records = kafka_records(settings, settings.alerts_topic)
         return {json.loads(record.value)["asset"]: json.loads(record.value) for record in records}
 
+    began = time.time() - 1
     jump("early")
     with alerting(settings, tmp_path / "first.log") as program:
         jump("bitcoin")
         line = program.line()
         wait_until(lambda: "bitcoin" in alerted(), "the alert is out")
         assert alerted()["bitcoin"] == line
+        [address] = addresses(tmp_path / "state")
+
+        def lags() -> dict[str, float]:
+            figures = exposed(page_of(address)).items()
+            return {name: value for name, value in figures if name.startswith("tickhouse_kafka_lag_records{")}
+
+        by_partition = [
+            f'tickhouse_kafka_lag_records{{partition="{number}",reader="alerting",topic="{settings.ticks_topic}"}}'
+            for number in (0, 1)
+        ]
+        wait_until(lambda: lags() == dict.fromkeys(by_partition, 0), "it has read all")
+        figures = exposed(page_of(address))
+        assert problems_of(page_of(address)) == []
+        assert figures['tickhouse_alerting_alerts_total{change="opened"}'] == 1
+        assert figures['tickhouse_alerting_alerts_total{change="closed"}'] == 0
+        # Those from before the start too, to find open episodes.
+        assert figures["tickhouse_alerting_records_total"] == 4
+        assert figures["tickhouse_alerting_send_errors_total"] == 0
+        assert began < figures["tickhouse_alerting_last_record_timestamp_seconds"] <= time.time()
+        assert ask(f"{address.url}/healthz", 60)[0] == 200
         program.stop(signal.SIGKILL)
+    [left] = addresses(tmp_path / "state")
+    assert not left.is_alive
     jump("ethereum")
     with alerting(settings, tmp_path / "second.log") as program:
         wait_until(lambda: "ethereum" in alerted(), "the alert of the time when it was dead is out")
+        [address] = addresses(tmp_path / "state")
+        assert address.is_alive, "the file of the killed one is gone"
         assert program.stop() == 0
     found = alerted()["ethereum"]
     assert (found["direction"], found["trigger_price"], found["closed_at"]) == ("up", "103", None)

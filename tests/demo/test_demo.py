@@ -32,6 +32,7 @@ datanode_http_port = 25864
 datanode_ipc_port = 25867
 sql_port = 25000
 metrics_port = 25100
+stream_metrics_port = 0
 """
 PATIENCE = 600.0
 

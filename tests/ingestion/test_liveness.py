@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
@@ -18,6 +16,7 @@ from ingestion.instruments import Instrument
 from ingestion.liveness import LEAST_TICKS, Liveness
 from ingestion.operation import ADDRESS_FILE
 from ingestion.ticks import Control, Tick
+from operation import addresses
 from tests.programs import Program, ingestion, simulator, wait_until
 
 ASSETS = ["bitcoin", "ethereum", "filecoin"]
@@ -31,15 +30,11 @@ def nowhere(suite: Settings) -> Settings:
 
 def ask(folder: Path, path: str) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of a running ingester; 0 before it is up."""
-    file = folder / "spool" / ADDRESS_FILE
-    if not file.exists():
+    address = addresses.read_address(folder / "spool" / ADDRESS_FILE)
+    if address is None:
         return 0, {}
-    url = json.loads(file.read_text())["url"]
-    try:
-        with build_opener(ProxyHandler({})).open(url + path, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except HTTPError as error:
-        return error.code, json.load(error)
+    code, content = addresses.ask(address.url + path, 60)
+    return code, json.loads(content)
 
 
 def ticks(folder: Path, feed: str) -> int:
