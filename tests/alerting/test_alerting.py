@@ -21,6 +21,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
 from alerting.__main__ import Watch, alert_in, message
+from conf.one_reader import STANDS_BY
 from conf.settings import PROJECT, Settings, flag
 from lake.contract import TickRules
 from lake.gold.alerts import Alert
@@ -114,12 +115,12 @@ def test_a_message_has_every_digit_of_a_price() -> None:
 
 
 @contextmanager
-def alerting(settings: Settings, log: Path) -> Iterator[Program]:
+def alerting(settings: Settings, log: Path, ready: str = "watching topic") -> Iterator[Program]:
     names = ("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "kafka_partitions")
     given = [text for name in names[:3] for text in (flag(name), str(getattr(settings, name)))]
     given += ["--alerting-metrics-port", "0", "--state-dir", str(log.parent / "state")]
     with running_program("alerting", given, log) as program:
-        wait_until(lambda: program.logged("watching topic"), "it watches")
+        wait_until(lambda: program.logged(ready), ready)
         yield program
 
 
@@ -193,6 +194,37 @@ def test_an_alert_is_out_whatever_is_killed(running: Callable[..., Settings], tm
     assert found["peak_change_pct"] == 3.0
     assert "early" not in alerted(), "what was before the first start wakes nobody"
     producer.close()
+
+
+@pytest.mark.services
+def test_a_second_process_stands_by_is_healthy_and_says_so(running: Callable[..., Settings], tmp_path: Path) -> None:
+    """Until the first ends. Then it watches."""
+    name = uuid.uuid4().hex[:8]
+    settings = running("kafka").model_copy(update={"ticks_topic": f"ticks-{name}", "alerts_topic": f"alerts-{name}"})
+    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    admin.create_topics({settings.ticks_topic: {"num_partitions": 2, "replication_factor": 1}}, wait_for_metadata=True)
+    admin.close()
+    with (
+        alerting(settings, tmp_path / "first.log") as first,
+        alerting(settings, tmp_path / "second.log", "stands by") as second,
+    ):
+        by_pid = {address.pid: address for address in addresses(tmp_path / "state")}
+        reading, waiting = by_pid[first.process.pid], by_pid[second.process.pid]
+
+        def health(address: Address) -> tuple[int, dict[str, Any]]:
+            code, content = ask(f"{address.url}/healthz", 60)
+            return code, json.loads(content)
+
+        wait_until(lambda: health(waiting)[1]["notes"] != [], "it says so")
+        assert health(waiting) == (200, {"trouble": [], "notes": [STANDS_BY]})
+        assert health(reading) == (200, {"trouble": [], "notes": []})
+        assert problems_of(page_of(waiting)) == []
+        standing_by = [exposed(page_of(each))["tickhouse_alerting_stands_by"] for each in (reading, waiting)]
+        assert standing_by == [0, 1]
+        assert first.stop() == 0
+        wait_until(lambda: second.logged("watching topic"), "it takes over")
+        assert health(waiting) == (200, {"trouble": [], "notes": []})
+        assert second.stop() == 0
 
 
 def test_alerting_starts_without_spark() -> None:

@@ -27,7 +27,7 @@ from kafka.structs import OffsetAndMetadata
 from pydantic import SecretStr
 
 import services
-from conf.one_reader import OneReader
+from conf.one_reader import STANDS_BY, OneReader
 from conf.settings import PROJECT, Settings
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import Email, NotNow, Refused, Webhook, channels
@@ -104,9 +104,26 @@ class Topic:
         own = ("--kafka-bootstrap-servers", self.servers, "--alerts-topic", self.name, "--notifier-metrics-port", "0")
         return (*own, "--state-dir", str(self.folder / "state"), *others)
 
-    def asked(self, page: str) -> tuple[int, str]:
-        """A page of the running notifier: HTTP status and body."""
-        [address] = addresses(self.folder / "state")
+    def publish_in_transaction(self, value: bytes) -> None:
+        """As alerting does."""
+        producer = KafkaProducer(bootstrap_servers=self.servers, transactional_id=self.name)
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(self.name, value, key=b"binance:bitcoin")
+        producer.commit_transaction()
+        producer.close()
+
+    def unread(self, channel: str) -> int:
+        """By how many offsets the channel's group is behind the topic's ends."""
+        consumer = KafkaConsumer(bootstrap_servers=self.servers, group_id=f"notifier-{channel}-{self.name}")
+        ends = consumer.end_offsets([TopicPartition(self.name, number) for number in (0, 1)])
+        behind = sum(end - (consumer.committed(place) or 0) for place, end in ends.items())
+        consumer.close()
+        return int(behind)
+
+    def asked(self, page: str, state: str = "state") -> tuple[int, str]:
+        """A page of the running notifier with this state folder: HTTP status and body."""
+        [address] = addresses(self.folder / state)
         code, body = ask(address.url + page, 60)
         return code, body.decode()
 
@@ -160,6 +177,9 @@ def test_each_alert_is_told_of_once_by_all_ways_over_restarts(topic: Topic, monk
             topic.publish(row("1", closed_at=datetime.now(UTC).isoformat()), row("4", opened_at="soon"), first, second)
             wait_until(lambda: len(hook.bodies) >= 2 and len(mailbox.mails) >= 2, "both are told of by both ways")
             assert not beyond_loopback(listeners([psutil.Process(program.process.pid)]))
+            outcome = 'tickhouse_notifier_alerts_total{channel="webhook",outcome="%s"}'
+            wait_until(lambda: exposed(topic.asked("/metrics")[1])[outcome % "sent"] == 2, "it counts them")
+            assert exposed(topic.asked("/metrics")[1])[outcome % "skipped"] == 8
             assert program.stop() == 0
             assert program.log.read_text().count("webhook: skipped") == 8
             log = program.log.read_bytes()
@@ -276,20 +296,43 @@ def test_a_second_notifier_stands_by_and_takes_over(topic: Topic, monkeypatch: p
     hook = Hook()
     hook_at(monkeypatch, hook.port)
     topic.create()
+    says_so = f"webhook: {STANDS_BY}"
     with serving(hook), topic.notifier() as first:
         topic.publish(row("1"))
         wait_until(lambda: len(hook.bodies) == 1, "the first sends")
+        assert json.loads(topic.asked("/healthz")[1])["notes"] == []
         elsewhere = ("--state-dir", str(topic.folder / "elsewhere"))
         with topic.notifier(*elsewhere, log="second.log") as second:
             wait_until(lambda: second.logged("stands by"), "the second stands by")
+            wait_until(lambda: says_so in topic.asked("/healthz", "elsewhere")[1], "it says so")
+            assert topic.asked("/healthz", "elsewhere") == (200, json.dumps({"trouble": [], "notes": [says_so]}))
+            page = topic.asked("/metrics", "elsewhere")[1]
+            assert problems_of(page) == []
+            assert exposed(page)['tickhouse_notifier_stands_by{channel="webhook"}'] == 1
             topic.publish(row("2"), row("3"))
             wait_until(lambda: len(hook.bodies) == 3, "the first sends on")
             first.stop(signal.SIGKILL)
             topic.publish(row("4"))
             wait_until(lambda: len(hook.bodies) == 4, "the second takes over")
+            assert (
+                exposed(topic.asked("/metrics", "elsewhere")[1])['tickhouse_notifier_stands_by{channel="webhook"}'] == 0
+            )
             assert second.stop() == 0
             assert not second.logged("0:3")
     assert [json.loads(body)["alert_id"][-1] for body in hook.bodies] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.services
+def test_nothing_waits_behind_the_end_of_a_transaction(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka gives it an offset, and no reader a record: what is behind by it would be unhealthy for ever."""
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    with serving(hook), topic.notifier() as program:
+        topic.publish_in_transaction(row("1"))
+        wait_until(lambda: len(hook.bodies) == 1, "it is sent")
+        wait_until(lambda: topic.unread("webhook") == 0, "the group has read all that there is")
+        assert program.stop() == 0
 
 
 @pytest.mark.services

@@ -213,6 +213,7 @@ def test_lag_is_what_kafka_has_beyond_the_checkpoint(running: Callable[..., Sett
 
         wait_until(lambda: _raises_nothing(look), "the consumer knows the topic")
         assert look() == (10, 1, 4)
+        assert subject.lag.trouble(is_reader=False) == [], "another process is behind"
         [trouble] = subject.trouble()
         assert "4 of the 11 records to go have been in Kafka for more than 3600 s" in trouble
         assert "not since the start" in trouble
