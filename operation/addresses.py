@@ -11,6 +11,7 @@ import logging
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
@@ -96,3 +97,5 @@ def ask(url: str, seconds: float = ANSWER_SECONDS) -> tuple[int, bytes]:
     except HTTPError as error:
         with error:
             return error.code, error.read(ANSWER_BYTES)
+    except HTTPException as error:
+        raise OSError(f"{url}: what answers is no web server of ours: {error!r}") from error
