@@ -6,12 +6,12 @@ leaves it behind, and the next start of the same program removes it.
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
@@ -98,5 +98,5 @@ def ask(url: str, seconds: float = ANSWER_SECONDS) -> tuple[int, bytes]:
     except HTTPError as error:
         with error:
             return error.code, error.read(ANSWER_BYTES)
-    except http.client.HTTPException as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+    except HTTPException as error:
+        raise OSError(f"{url}: what answers is no web server of ours: {error!r}") from error

@@ -56,10 +56,14 @@ class Program:
 
 @dataclass(frozen=True)
 class Service:
-    """running: daemon -> process id, None where it does not run. waits_for: None where the service answers."""
+    """running: daemon -> process id, None where it does not run. waits_for: None where the service answers.
+
+    problem: why neither is known.
+    """
 
     running: dict[str, int | None] = field(default_factory=dict)
     waits_for: str | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ class Suite:
     def _wrong_services(self) -> Iterator[tuple[str, str]]:
         for name, service in self.services.items():
             runs = any(service.running.values())
+            if service.problem:
+                yield name, service.problem
+                continue
             if service.waits_for is not None and (runs or name in self.required):
                 yield name, f"waits for {service.waits_for}" if runs else f"is not running: scripts/services up {name}"
             for daemon, pid in service.running.items():
@@ -106,12 +113,17 @@ def look(settings: Settings) -> Suite:
     asked: list[Future[Any]] = [*services.values(), *programs.values()]
     wait(asked, max(0.0, until - time.monotonic()))
     seen = [
-        _answer(answer) or Program(address, None, f"process {address.pid} has not answered at {address.url}")
+        answer.result()
+        if answer.done()
+        else Program(address, None, f"process {address.pid} has not answered at {address.url}")
         for address, answer in programs.items()
     ]
     return Suite(
         datetime.now(UTC),
-        {name: _answer(answer) or Service(waits_for="an answer") for name, answer in services.items()},
+        {
+            name: answer.result() if answer.done() else Service(problem=f"no answer in {PATIENCE_SECONDS:g} s")
+            for name, answer in services.items()
+        },
         {name: [program for program in seen if program.address.program == name] for name in PROGRAMS},
         tuple(_required(settings)),
     )
@@ -139,15 +151,13 @@ def _asked(question: Callable[[], Answer]) -> Future[Answer]:
     return answer
 
 
-def _answer(answer: Future[Answer]) -> Answer | None:
-    return answer.result() if answer.done() else None
-
-
 def _service(settings: Settings, name: str) -> Service:
     try:
         found = states(settings, [name])
     except ServiceError as error:
-        return Service(waits_for=str(error))
+        return Service(problem=str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others' states are shown
+        return Service(problem=f"its state cannot be seen: {type(error).__name__}: {error}")
     return Service({state.daemon: state.pid for state in found}, found[0].waits_for)
 
 
@@ -285,6 +295,8 @@ def _notifier(status: Status) -> Iterator[tuple[str, str]]:
 
 
 def _state(service: Service) -> str:
+    if service.problem:
+        return service.problem
     if not any(service.running.values()):
         return "not running"
     pids = ", ".join(f"{daemon} {pid or 'not running'}" for daemon, pid in service.running.items())

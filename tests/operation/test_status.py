@@ -8,6 +8,7 @@ import pty
 import random
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -28,7 +30,7 @@ from operation.server import Server
 from operation.status import PROGRAMS
 from streaming.status import Subject
 from tests.conftest import TEST_CONF
-from tests.micro_batches import checkpoint_of, in_kafka, market, opened, write_one
+from tests.micro_batches import checkpoint_of, in_kafka, lake_in, market, opened, write_one
 from tests.notifier.receivers import Hook, serving
 from tests.programs import ingestion, running_program, simulator, wait_until
 from tests.streaming.test_status import leased
@@ -75,6 +77,13 @@ def test_where_nothing_runs_it_says_so(tmp_path: Path) -> None:
     assert status(conf, "--lines").returncode == 2
 
 
+class Greeting(socketserver.StreamRequestHandler):
+    """Greets as a mail server does."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 here I am\r\n")
+
+
 def test_programs_that_died_or_hang_are_named(tmp_path: Path) -> None:
     """And others that have got their address are not taken for them; a proxy is not asked."""
     state = tmp_path / "state"
@@ -89,8 +98,12 @@ def test_programs_that_died_or_hang_are_named(tmp_path: Path) -> None:
         settings = read_settings(environment={}, file=conf)
         away = settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
         program = stack.enter_context(ingestion(tmp_path, away, venue, "--stop-seconds", "0"))
-        wait_until(lambda: addresses(state) != [] and len(addresses(state)) == 2, "it runs")
+        wait_until(lambda: len(addresses(state)) == 2, "it runs")
         [running] = [address for address in addresses(state) if address.program == "ingestion"]
+        mail_server = socketserver.TCPServer(("127.0.0.1", 0), Greeting)
+        stack.enter_context(serving(mail_server))
+        greeting = own_address("notifier", f"http://127.0.0.1:{mail_server.server_address[1]}")
+        write_address(run_file(state, "notifier"), greeting)
         # A dead process's number at the address of a living one.
         write_address(state / "run" / "alerting-1.json", replace(running, program="alerting", pid=ended.pid))
         found = wrong(conf, http_proxy="http://127.0.0.1:1", all_proxy="http://127.0.0.1:1")
@@ -99,9 +112,25 @@ def test_programs_that_died_or_hang_are_named(tmp_path: Path) -> None:
         assert (
             found["alerting"] == f"process {ended.pid} has ended, and not by itself: it was killed, or the machine was"
         )
+        assert "no web server of ours" in found["notifier"]
         assert "ingestion" not in found or "Kafka" in found["ingestion"], "it runs, maybe longer than Kafka may be away"
         program.stop(signal.SIGKILL)
         assert wrong(conf)["ingestion"].startswith(f"process {running.pid} has ended")
+
+
+def test_a_driver_without_a_state_folder_is_found_by_its_port_and_lake(tmp_path: Path) -> None:
+    """As on YARN, where its code lies in a zip file."""
+    settings = lake_in(tmp_path, kafka_bootstrap_servers="127.0.0.1:1")
+    lakehouse = opened(settings)
+    (tmp_path / "code.zip").write_text("")
+    with leased(settings, lakehouse) as lease:
+        subject = Subject(settings, lakehouse, lease, None)
+        with Server("streaming", 0, subject, tmp_path / "code.zip") as server:
+            changes = {"state_dir": str(tmp_path / "state"), "stream_metrics_port": urlsplit(server.url).port}
+            assert "streaming" not in wrong(conf_in(tmp_path, **changes, lake_root=settings.lake_root))
+            found = wrong(conf_in(tmp_path, **changes, lake_root="file:/another"))
+            assert found["streaming"].startswith("is not running")
+    lakehouse.finish()
 
 
 @pytest.mark.services
