@@ -4,34 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from conf.settings import PROJECT
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-
-
-def services_command(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    exported = {f"TICKHOUSE_{name.upper()}": str(value) for name, value in settings.items()}
-    return subprocess.run(
-        [PROJECT / "scripts" / "services", *arguments],
-        env=os.environ | exported,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from tests.services.commands import free_ports, services_command
 
 
 def test_a_taken_port_is_named_with_its_holder_and_the_setting(tmp_path: Path) -> None:
