@@ -11,10 +11,10 @@ from typing import Any
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def ask(url: str, seconds: float = 5.0) -> Any:
+def ask(url: str, seconds: float = 5.0, method: str = "GET") -> Any:
     """The answer, which is JSON. Raises OSError, also after so many seconds of silence, and ValueError."""
     try:
-        with _DIRECT.open(url, timeout=seconds) as answer:
+        with _DIRECT.open(urllib.request.Request(url, method=method), timeout=seconds) as answer:
             return json.load(answer)
     except http.client.HTTPException as error:
         raise OSError(f"{type(error).__name__}: {error}") from error

@@ -66,7 +66,7 @@ def test_a_start_removes_the_temporary_files_of_a_killed_daemon(tmp_path: Path) 
 @pytest.mark.services
 @pytest.mark.parametrize("name", ["kafka", "sql"])
 def test_a_log_begins_anew_at_its_limit_and_few_older_ones_are_kept(tmp_path: Path, name: str) -> None:
-    """With a limit of 4 KB in place of LOG_BYTES, and all that a start has to say."""
+    """With a limit of 1,000 bytes in place of LOG_BYTES, and all that a start has to say."""
     broker, controller, thrift = free_ports(3)
     settings = Settings(state_dir=tmp_path, kafka_port=broker, kafka_controller_port=controller, sql_port=thrift)
     service = {"kafka": kafka, "sql": sql}[name].service(settings)
@@ -75,7 +75,7 @@ def test_a_log_begins_anew_at_its_limit_and_few_older_ones_are_kept(tmp_path: Pa
     (configuration,) = (daemon.folder / "conf").glob("log4j*.properties")
     text = configuration.read_text()
     assert str(LOG_BYTES) in text
-    configuration.write_text(text.replace(str(LOG_BYTES), "4096").replace("WARN", "INFO").replace("=warn", "=info"))
+    configuration.write_text(text.replace(str(LOG_BYTES), "1000").replace("WARN", "INFO").replace("=warn", "=info"))
     process = daemon.start()
     try:
         wait_until(lambda: (daemon.log.parent / f"{daemon.log.name}.{OLDER_LOGS}").exists(), "the oldest log")
@@ -84,4 +84,4 @@ def test_a_log_begins_anew_at_its_limit_and_few_older_ones_are_kept(tmp_path: Pa
     logs = {path.name: path.stat().st_size for path in daemon.log.parent.glob(f"{daemon.log.name}*")}
     assert set(logs) == {daemon.log.name, *(f"{daemon.log.name}.{number}" for number in range(1, OLDER_LOGS + 1))}
     # A line is not cut: one may go beyond.
-    assert max(logs.values()) < 4096 + 16_384
+    assert max(logs.values()) < 1000 + 16_384
