@@ -138,7 +138,8 @@ def _prepare(settings: Settings, folder: Path) -> None:
     formatted = folder / "data" / "formatted"
     if formatted.exists():
         return
-    shutil.rmtree(folder / "data" / "name", ignore_errors=True)
+    for of_another_format in ("name", "checkpoint"):
+        shutil.rmtree(folder / "data" / of_another_format, ignore_errors=True)
     format_storage = [
         f"{java_home()}/bin/java", "-Xmx256m", LOGGING_TO_STDOUT, "-cp", f"{folder}/conf:{jars('hadoop')}",
         NAMENODE, "-format", "-nonInteractive",

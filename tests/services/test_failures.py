@@ -21,6 +21,13 @@ def test_a_taken_port_is_named_with_its_holder_and_the_setting(tmp_path: Path) -
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="this test does not run as root")
+def test_who_starts_services_as_root_is_warned(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        started = services_command("up", "kafka", state_dir=tmp_path, kafka_port=taken.getsockname()[1])
+    assert "these services run as root" in started.stderr
+
+
 def test_an_unknown_service_is_wrong_usage() -> None:
     found = services_command("up", "postgres")
     assert found.returncode == 2
