@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 
@@ -87,13 +87,13 @@ def remove_dead(state_dir: Path, program: str) -> None:
                 path.unlink()
 
 
-def ask(url: str, seconds: float = ANSWER_SECONDS) -> tuple[int, bytes]:
+def ask(url: str, seconds: float = ANSWER_SECONDS, method: str = "GET") -> tuple[int, bytes]:
     """A page of a program on this machine: HTTP status and body. Raises OSError.
 
     A proxy is never asked, whatever the environment says. seconds: the longest silence that is waited for.
     """
     try:
-        with _DIRECT.open(url, timeout=seconds) as answer:
+        with _DIRECT.open(Request(url, method=method), timeout=seconds) as answer:
             return answer.status, answer.read(ANSWER_BYTES)
     except HTTPError as error:
         with error:

@@ -8,12 +8,12 @@ from typing import Any
 from operation import addresses
 
 
-def ask(url: str, seconds: float = addresses.ANSWER_SECONDS) -> Any:
+def ask(url: str, seconds: float = addresses.ANSWER_SECONDS, method: str = "GET") -> Any:
     """The answer, which is JSON. Raises OSError, also after so many seconds of silence, and ValueError.
 
     Raises FileNotFoundError where there is no such page.
     """
-    code, content = addresses.ask(url, seconds)
+    code, content = addresses.ask(url, seconds, method)
     if code == 404:
         raise FileNotFoundError(f"HTTP {code}")
     if code >= 400:

@@ -27,6 +27,7 @@ lake_root = "hdfs://127.0.0.1:25020/tickhouse"
 webhdfs_url = "http://127.0.0.1:25870"
 namenode_port = 25020
 namenode_http_port = 25870
+secondarynamenode_http_port = 25868
 datanode_port = 25866
 datanode_http_port = 25864
 datanode_ipc_port = 25867
