@@ -168,6 +168,9 @@ class Settings(BaseModel):
     spool_max_bytes: int = Field(
         8 << 30, ge=1 << 20, description="size of the spool from which on nothing more is read from the venue"
     )
+    sockets: int = Field(
+        1, ge=1, le=8, description="connections to a venue that bring the same: a cut of one of two loses nothing"
+    )
     clock_step_seconds: float = Field(
         60.0, ge=0, le=86_400, description="a step of the machine's clock that lasts so long moves receipt times too"
     )

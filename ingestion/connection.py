@@ -42,11 +42,13 @@ LEAD_SECONDS, LEAD = 600.0, 0.1
 # A new connection has so long to say something before the old one is closed.
 OVERLAP_SECONDS = 10.0
 # A connection that lasted so long was a good one: the next delay starts from the shortest again.
-GOOD_SECONDS = 30.0
+GOOD_SECONDS = 5.0
 # A venue that takes longer to answer the opening handshake is asked again.
 OPEN_SECONDS = 10.0
 # What a venue sent before it answered our goodbye is still read, for so long.
 GOODBYE_SECONDS = 5.0
+# Between the first, the second and further connections to the same instruments.
+STAGGER_SECONDS = 2.0
 # Frames of a new connection that wait for the end of the old one.
 MOST_HELD = 10_000
 # Frames that wait for us before TCP pushes back on the venue.
@@ -100,6 +102,7 @@ class Connection:
         self._stale_seconds = stale_seconds
         self._gate = Gate() if gate is None else gate
         self._proxy = proxy
+        self._number = getattr(intake, "number", 0)
         self._forbidden = 0
         self._longest_gap = 0.0
         self._renewals = 0
@@ -158,6 +161,8 @@ class Connection:
         loop = asyncio.get_running_loop()
         waits = delays(random.Random())
         try:
+            # Connections that bring the same are not made, and do not end, at one time.
+            await asyncio.sleep(self._number * STAGGER_SECONDS)
             while not self._stopping.is_set():
                 began = loop.time()
                 try:
@@ -244,7 +249,7 @@ class Connection:
                 if self._record is not None:
                     self._record(self._feed.name, received_ns, frame)
                 controls: Sequence[Control] = ()
-                before = counts.ticks
+                before = counts.ticks + counts.repeats
                 if line.held is None:
                     line.is_paused = True
                     controls = await self._intake.frame(frame, received_ns)
@@ -252,7 +257,7 @@ class Connection:
                 elif len(line.held) < MOST_HELD:
                     line.held.append((frame, received_ns))
                 self.heard = counts.heard = line.heard = loop.time()
-                if counts.ticks != before:
+                if counts.ticks + counts.repeats != before:
                     self._note_tick(line)
                 line.spoke.set()
                 for control in controls:
@@ -344,7 +349,7 @@ class Connection:
         """Returns when the connection is to be replaced. Cuts it if its other end has gone without a word."""
         loop = asyncio.get_running_loop()
         lifetime = self._feed.connection_lifetime_seconds or math.inf
-        ends = line.opened + lifetime - min(LEAD_SECONDS, LEAD * lifetime)
+        ends = line.opened + lifetime - min(LEAD_SECONDS, LEAD * lifetime) * (1 + self._number)
         silence = self._feed.silence_seconds
         while not line.due:
             now = loop.time()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from conf.settings import Settings, SettingsError
 from ingestion.discovery import Discovery
@@ -23,6 +24,8 @@ class Followed:
     """A feed, what it follows at the start, and who looks that up again."""
 
     feed: Feed
+    """Of all its instruments; several connections that share them have feeds by `make_feed`."""
+    make_feed: Callable[[Sequence[Instrument]], Feed]
     instruments: list[Instrument]
     discovery: Discovery
     rest_url: str | None
@@ -62,8 +65,8 @@ async def find_feeds(settings: Settings) -> list[Followed]:
         own = venue.rest_url if url is None and venue.history is not None else None
         rest_url = settings.rest_urls.get(name, own)
         market_data_url = settings.market_data_urls.get(name, venue.market_data_url if rest_url == own else None)
-        feed = feed_of(name, instruments, url, key)
-        sources.append(Followed(feed, instruments, discovery, rest_url, market_data_url))
+        make_feed = partial(feed_of, name, url=url, api_key=key)
+        sources.append(Followed(make_feed(instruments), make_feed, instruments, discovery, rest_url, market_data_url))
     return sources
 
 
