@@ -92,7 +92,7 @@ class Intake:
     def _take(self, events: Iterable[Event], received_ns: int) -> list[Control]:
         controls: list[Control] = []
         for event in events:
-            if isinstance(event, Tick | Reject) and self.takes_each_once and self.tracker.has(event):
+            if self.takes_each_once and isinstance(event, Tick | Reject) and self.tracker.has(event):
                 self.counts.repeats += 1
             elif isinstance(event, Tick):
                 tick = self.tracker.observe(event)

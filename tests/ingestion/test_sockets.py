@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from conf.settings import Settings
-from ingestion.feeds import VENUES
+from ingestion.clock import Clock
+from ingestion.connection import Connection
+from ingestion.counts import Counts
+from ingestion.feeds import VENUES, feed_of
 from ingestion.gaps import GapTracker
+from ingestion.instruments import Instrument
+from ingestion.intake import Intake, Topics
+from ingestion.liveness import Liveness
+from ingestion.source import Source
+from ingestion.spool import Spool
 from ingestion.ticks import Reject, Tick
+from simulator.dialects import Listing
+from simulator.dialects.binance import Binance
+from simulator.market import trades
+from simulator.venue import Venue
 from tests.ingestion.test_liveness import ask
 from tests.programs import ingestion, running_program, simulator, wait_until
 from tests.spools import spooled
@@ -146,3 +161,72 @@ def test_a_mentioned_trade_has_not_come_and_a_rejected_one_has() -> None:
     reject = Reject(10**18, "binance", "price", b"", "BTCUSDT", 13)
     tracker.observe_reject(reject)
     assert tracker.has(reject)
+
+
+def test_instruments_that_come_later_get_a_connection_more_where_the_others_are_full(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        listing = Listing("binance", ["bitcoin", "ethereum", "solana", "dogecoin", "xrp"])
+        dialect = Binance(listing)
+        venue = Venue(
+            lambda opened_ms: dialect.frames(trades(listing.assets, 200.0, 4), opened_ms), 1.0, dialect, listing.history
+        )
+        async with await venue.listen(0) as server:
+            playing = asyncio.create_task(venue.play())
+            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}{dialect.path}"
+            spool, tracker, liveness = Spool(tmp_path, 10.0, 1 << 30), GapTracker(), Liveness()
+            writing = asyncio.create_task(spool.run())
+            table = VENUES["binance"].instruments
+            everything = [table[asset] for asset in listing.assets]
+
+            def divide(instruments: Sequence[Instrument]) -> Intake:
+                topics = Topics("ticks", "rejects", "gaps")
+                return Intake(feed_of("binance", instruments, url), spool, Counts(), topics, tracker, liveness)
+
+            source = Source(
+                divide(everything[:2]),
+                lambda intake: Connection(intake, Clock(), 1 << 20),
+                instruments=everything[:3],
+                divide=divide,
+                most_instruments=2,
+            )
+
+            async def until(condition: Callable[[], bool]) -> None:
+                async with asyncio.timeout(60):
+                    while True:
+                        source.look(60.0)
+                        if condition():
+                            return
+                        await asyncio.sleep(0.05)
+
+            def delivered() -> set[str]:
+                return {json.loads(record.value)["symbol"] for record in spool.records(0)}
+
+            source.start()
+            await until(lambda: len(delivered()) == 3)
+            assert source.count("connections") == 2
+            source.follow(everything[3:], everything[:1])
+            await until(lambda: len(delivered()) == 5)
+            assert source.count("connections") == 3
+            assert source.is_up
+            # One goes: the others' numbers go on without a hole, and no connection is made anew.
+            assert tracker.changes(time.time_ns() + 10 * SECOND) == []
+            source.stop()
+            await source.ended()
+            spool.stop()
+            await writing
+            spool.close()
+            playing.cancel()
+            await asyncio.wait([playing])
+
+    asyncio.run(scenario())
+
+
+def test_a_cut_of_one_share_disconnects_no_other(tmp_path: Path) -> None:
+    tracker = GapTracker()
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        tracker.observe(Tick(10**18, "any", "1", "USDT", "binance", symbol, 10**18, "1", 10))
+    tracker.disconnected("binance", 10**18 + SECOND, {"BTCUSDT"})
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        tracker.observe(Tick(10**18, "any", "1", "USDT", "binance", symbol, 10**18, "1", 12))
+    rows = {gap.symbol: gap.disconnected_at for gap in tracker.changes(10**18 + 9 * SECOND)}
+    assert rows == {"BTCUSDT": 10**18 + SECOND, "ETHUSDT": None}
