@@ -140,7 +140,7 @@ class Settings(BaseModel):
         3.0,
         gt=0,
         le=600,
-        description="a feed that says nothing for so long, or brings no tick for stale_seconds, is replaced by the next",
+        description="a feed that is silent for so long, or brings no tick for stale_seconds, is replaced by the next",
     )
     healthy_seconds: float = Field(
         30.0, ge=0, le=86_400, description="a feed that has delivered again for so long has the others closed"

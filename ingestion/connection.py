@@ -49,6 +49,8 @@ OPEN_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
 # Between the first, the second and further connections to the same instruments.
 STAGGER_SECONDS = 2.0
+# A frame that waits so long for the spool has others behind it.
+HELD_UP_SECONDS = 1.0
 # Frames of a new connection that wait for the end of the old one.
 MOST_HELD = 10_000
 # Frames that wait for us before TCP pushes back on the venue.
@@ -103,6 +105,8 @@ class Connection:
         self._gate = Gate() if gate is None else gate
         self._proxy = proxy
         self._number = getattr(intake, "number", 0)
+        self._is_opening = False
+        self._due_when_open = ""
         self._forbidden = 0
         self._longest_gap = 0.0
         self._renewals = 0
@@ -138,7 +142,9 @@ class Connection:
             line.outbox.put_nowait(text)
 
     def renew(self, reason: str) -> None:
-        """Replace the connection, where there is one."""
+        """Replace the connection, where there is one, or is about to be one."""
+        if self._is_opening:
+            self._due_when_open = reason
         for line in self._lines:
             line.due = line.due or reason
 
@@ -204,20 +210,24 @@ class Connection:
                 await asyncio.wait_for(self._stopping.wait(), wait)
                 raise ConnectionAbortedError("stopping")
         self._gate.enter()
-        socket = await connect(
-            self._feed.url,
-            max_size=self._max_frame_bytes,
-            max_queue=FRAMES_WAITING,
-            compression=None,
-            # None: the environment's proxies have no say either.
-            proxy=self._proxy,
-            open_timeout=OPEN_SECONDS,
-            # `_worn` instead: while the spool holds us up no pong is read, and the connection is good all the same.
-            ping_interval=None,
-            close_timeout=GOODBYE_SECONDS,
-        )
+        self._is_opening, self._due_when_open = True, ""
+        try:
+            socket = await connect(
+                self._feed.url,
+                max_size=self._max_frame_bytes,
+                max_queue=FRAMES_WAITING,
+                compression=None,
+                # None: the environment's proxies have no say either.
+                proxy=self._proxy,
+                open_timeout=OPEN_SECONDS,
+                # `_worn` instead: while the spool holds us up no pong is read, and the connection is good all the same.
+                ping_interval=None,
+                close_timeout=GOODBYE_SECONDS,
+            )
+        finally:
+            self._is_opening = False
         now = asyncio.get_running_loop().time()
-        line = _Line(socket, opened=now, heard=now, answered=now, ticked=now, held=held)
+        line = _Line(socket, opened=now, heard=now, answered=now, ticked=now, held=held, due=self._due_when_open)
         self._forbidden = 0
         self._intake.counts.connections += 1
         log.info("%s: connected", self._venue)
@@ -251,9 +261,12 @@ class Connection:
                 controls: Sequence[Control] = ()
                 before = counts.ticks + counts.repeats
                 if line.held is None:
-                    line.is_paused = True
+                    line.is_paused, began = True, loop.time()
                     controls = await self._intake.frame(frame, received_ns)
                     line.is_paused = False
+                    if loop.time() - began >= HELD_UP_SECONDS:
+                        # What came meanwhile waits to be read: that no tick was taken says nothing of the venue.
+                        line.ticked = loop.time()
                 elif len(line.held) < MOST_HELD:
                     line.held.append((frame, received_ns))
                 self.heard = counts.heard = line.heard = loop.time()
