@@ -52,6 +52,8 @@ log = logging.getLogger("ingestion")
 REFUSED, LOST, KILLED = 3, 4, 130
 UNHEALTHY, NOT_RUNNING = 1, 3
 PROGRESS_SECONDS = 5.0
+# A stopping ingester waits at least so long for its disk, whatever stop_seconds is.
+DURABLE_SECONDS = 3.0
 FEED_COUNTS = ("frames", "bytes", "ticks", "rejected", "connections", "backfilled", "repeats")
 # Instruments that a status names; the others it counts.
 NAMED_AT_MOST = 100
@@ -174,7 +176,8 @@ class Ingester:
             care.cancel()
         await asyncio.wait(caring)
         self._spool.stop()
-        await asyncio.wait((writing,), timeout=max(0.0, deadline - self._loop.time()))
+        # The goodbyes may have taken all the time; what they brought is kept all the same.
+        await asyncio.wait((writing,), timeout=max(DURABLE_SECONDS, deadline - self._loop.time()))
         if not sending.done():
             await self._delivery.drain(deadline - self._loop.time())
         for task in everything:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from conf.settings import Settings
+from conf.settings import PROJECT, Settings
 from ingestion.feeds import feed_of, make_feed
 from ingestion.instruments import Instrument
 from ingestion.liveness import LEAST_TICKS, Liveness
@@ -289,3 +291,17 @@ def test_what_is_not_read_is_not_silent() -> None:
     assert not liveness.is_dead(clock.now)
     clock.now += 31
     assert liveness.is_dead(clock.now)
+
+
+def test_neither_the_feed_nor_status_goes_through_the_environments_proxy(
+    nowhere: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "socks_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with simulator(tmp_path, "--rate", "100") as (_, url), ingestion(tmp_path, nowhere, url) as program:
+        wait_until(lambda: ticks(tmp_path, "binance") > 10, "ticks flow")
+        command = [sys.executable, "-m", "ingestion", "status", "--spool-dir", str(tmp_path / "spool")]
+        told = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+        assert "binance" in told.stdout
+        program.process.kill()
