@@ -170,9 +170,11 @@ class Connection:
             # Connections that bring the same are not made, and do not end, at one time.
             await asyncio.sleep(self._number * STAGGER_SECONDS)
             while not self._stopping.is_set():
-                began = loop.time()
+                began, opened = loop.time(), math.inf
                 try:
-                    await self._keep(await self._open())
+                    line = await self._open()
+                    opened = loop.time()
+                    await self._keep(line)
                 except (OSError, WebSocketException) as error:
                     step = self._step_after(error)
                     if step.fatal:
@@ -182,10 +184,9 @@ class Connection:
                 if self._stopping.is_set():
                     break
                 self._intake.disconnected(self._clock.now_ns())
-                lasted = loop.time() - began
-                if lasted > GOOD_SECONDS:
+                if loop.time() - opened > GOOD_SECONDS:
                     waits = delays(random.Random())
-                await self._sleep(max(self._gate.seconds(), next(waits) - lasted))
+                await self._sleep(max(self._gate.seconds(), next(waits) - (loop.time() - began)))
         except asyncio.CancelledError:
             # `stop` cancels an attempt to connect, or the wait for the next: no frame is in hand then.
             if not self._stopping.is_set():

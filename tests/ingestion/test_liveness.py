@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -251,6 +252,23 @@ def test_an_instrument_that_rarely_trades_is_not_silent_and_one_that_always_trad
     assert liveness.is_dead(clock.now)
     clock.now += 20 * 300
     assert sorted(liveness.silent(clock.now)) == ["BTC", "RARE"]
+
+
+@pytest.mark.parametrize("mean", [0.5, 5.0, 60.0])
+def test_trades_that_come_in_bursts_and_lulls_are_no_silence(mean: float) -> None:
+    """Orders by chance, at a pace that changes by a factor of thirty every few minutes; each with several fills."""
+    chance, clock = random.Random(5), Clock()
+    liveness = followed(clock)
+    pace, silences, number = 1.0, 0, 0
+    for _ in range(20_000):
+        if chance.random() < 0.02:
+            pace = chance.choice([0.1, 1.0, 3.0])
+        clock.now += chance.expovariate(1 / (mean * pace))
+        silences += bool(liveness.silent(clock.now))
+        for _ in range(chance.randrange(1, 5)):
+            number += 1
+            liveness.tick(tick("BTC", number))
+    assert silences <= 4
 
 
 def test_a_venue_that_repeats_its_last_trade_delivers_nothing() -> None:
