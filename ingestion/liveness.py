@@ -2,8 +2,8 @@
 
 An instrument that has delivered is silent when nothing new has come for stale_seconds, for twenty times as long as it
 usually takes, and for five times as long as it lately took at most: one that trades once in ten minutes is not silent
-after one, nor one that rests after a burst. An instrument that has delivered nothing yet is named, but does not make the
-feed unhealthy as long as others deliver: nobody knows how often it trades. Times are the event loop's, in seconds.
+after one, nor one that rests after a burst. An instrument that has delivered nothing yet is named, but does not make
+the feed unhealthy as long as others deliver: nobody knows how often it trades. Times are the event loop's, in seconds.
 """
 
 from __future__ import annotations
