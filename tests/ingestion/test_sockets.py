@@ -94,7 +94,7 @@ def test_three_thousand_instruments_are_divided_within_the_venues_rules(nowhere:
             assert status["feeds"]["binance"]["sockets_up"] == status["connections"] == 3
             assert program.stop() == 0
         source.process.send_signal(signal.SIGTERM)
-        assert source.line()["violations"] == {}
+        assert "violations" not in source.line()
     assert missing(ids_of(tmp_path, nowhere)) == 0
 
 
