@@ -21,10 +21,13 @@ _COUNTERS = (
     ("ticks", "ticks taken, backfilled ones too"),
     ("rejected", "frames that are no ticks"),
     ("connections", "connections made; all but the first are reconnects"),
+    ("repeats", "trades that another connection had brought before"),
     ("backfilled", "missing ticks that the venue's history had"),
 )
 _GAUGES = (
-    ("up", "1 while a connection is up"),
+    ("up", "1 while all that is followed has a connection"),
+    ("sockets", "connections that are wanted"),
+    ("sockets_up", "connections that are up"),
     ("quiet_seconds", "time since the last frame"),
     ("tickless_seconds", "time since the last tick"),
     ("undelivered_instruments", "instruments that are followed and of which no tick comes"),
@@ -90,7 +93,10 @@ def format_status(status: dict[str, Any]) -> str:
         f"memory     {status['memory_bytes'] / 1e6:,.0f} MB",
     ]
     for name, feed in status["feeds"].items():
-        up = f"up, last tick {feed['tickless_seconds']:.1f} s ago" if feed["up"] else "not connected"
+        up = "not connected"
+        if feed["sockets_up"]:
+            connected = f"{feed['sockets_up']} of {feed['sockets']} connections up"
+            up = f"{connected}, last tick {feed['tickless_seconds']:.1f} s ago"
         lines.append(
             f"{name:<10} {up}; {feed['ticks']:,} ticks, {feed['rejected']:,} rejected,"
             f" {feed['connections']} connections, {feed['gaps_open']} gaps open, {feed['backfilled']:,} backfilled"

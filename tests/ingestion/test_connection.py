@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import logging
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -500,3 +502,27 @@ def test_a_price_without_an_id_counts_once_however_the_connection_is_replaced(tm
     prices = asyncio.run(scenario())
     assert prices == list(range(prices[0], prices[-1] + 1))
     assert len(prices) > 50
+
+
+def test_what_a_venue_says_forges_no_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A close reason, an error and a broken frame with line breaks and a terminal's commands in them."""
+    caplog.set_level(logging.INFO)
+    forged = "\r\n2026-01-01 00:00:00 ERROR forged \x1b[2J\u202e"
+
+    async def handler(client: ServerConnection) -> None:
+        await client.send(json.dumps({"error": {"code": 2, "msg": forged * 99}, "id": 1}))
+        await client.send(json.dumps({"stream": f"x@{forged}", "data": {}}))
+        await client.send(forged)
+        await client.send(TRADE.format(1).replace("1.50", json.dumps(forged)[1:-1]))
+        await client.close(1011, forged)
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url, tmp_path)
+            await desk.until(lambda: desk.counts.connections == 2)
+            await desk.stop()
+
+    asyncio.run(scenario())
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("ingestion")]
+    assert len([message for message in messages if "forged" in message]) >= 5
+    assert all(message.isprintable() and len(message) < 1_000 for message in messages)
