@@ -7,6 +7,7 @@ SESSION_MS. What is committed comes from the group's present reader only: Kafka 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 SESSION_MS = 10_000
 METADATA_MS = 5_000
 KAFKA_MS = 5_000
+ABSENT_SECONDS = 0.5
 
 
 class TopicReplaced(KafkaError):  # type: ignore[misc]
@@ -40,6 +42,8 @@ class _OneReader(AbstractPartitionAssignor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._stands_by = False
+        # Whether it had to share out a topic whose partitions it did not know: there is no use in being a member then.
+        self.is_blind = False
         # The group's generation in which this member had the partitions: one that was cut off claims an older one.
         self._generation = -1
 
@@ -54,6 +58,7 @@ class _OneReader(AbstractPartitionAssignor):  # type: ignore[misc]
         reader = max(members, key=lambda member: (int(member.metadata.user_data or b"-1"), member.member_id))
         topics = sorted(reader.metadata.topics)
         every = [(topic, sorted(cluster.partitions_for_topic(topic) or ())) for topic in topics]
+        self.is_blind = not all(partitions for _, partitions in every)
         return {
             member.member_id: ConsumerProtocolAssignment(0, every if member is reader else [], b"")
             for member in members
@@ -62,8 +67,8 @@ class _OneReader(AbstractPartitionAssignor):  # type: ignore[misc]
     def on_assignment(self, assignment: ConsumerProtocolAssignment, generation: int) -> None:
         stands_by = not assignment.partitions()
         self._generation = -1 if stands_by else generation
-        if stands_by and not self._stands_by:
-            log.info("stands by: another process of this group reads, or the topic is absent")
+        if stands_by and not self._stands_by and not self.is_blind:
+            log.info("stands by: another process of this group reads")
         self._stands_by = stands_by
 
 
@@ -92,10 +97,12 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         """Raises KafkaError."""
         self._admin = KafkaAdminClient(bootstrap_servers=self.servers, bootstrap_timeout_ms=KAFKA_MS)
         self._topic_id = ""
+        self._assignor = _OneReader()
+        self._is_member = False
         self.consumer = KafkaConsumer(
             bootstrap_servers=self.servers,
             group_id=self.group,
-            partition_assignment_strategy=[_OneReader()],
+            partition_assignment_strategy=[self._assignor],
             enable_auto_commit=False,
             # Kafka's having less than we have read is an error, not a reason to begin somewhere else in silence.
             auto_offset_reset="none",
@@ -105,7 +112,6 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
             bootstrap_timeout_ms=KAFKA_MS,
             **self.options,
         )
-        self.consumer.subscribe([self.topic], listener=self)
 
     def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         for partition in assigned:
@@ -119,8 +125,22 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def poll(self, timeout_ms: int, most: int | None = None) -> dict[TopicPartition, list[Any]]:
         """The next records by partition; none while this process stands by or `is_new` is set. Raises KafkaError."""
+        if not self._is_member and not self._join():
+            return {}
+        if self._assignor.is_blind:
+            raise TopicReplaced(f"topic {self.topic} has no partitions")
         polled: dict[TopicPartition, list[Any]] = self.consumer.poll(timeout_ms=timeout_ms, max_records=most)
         return {} if self.is_new else polled
+
+    def _join(self) -> bool:
+        """Join the group, if there is a topic."""
+        # A member that learns of the topic's partitions while it joins may never get them.
+        self._is_member = bool(self._present_id() and self.consumer.partitions_for_topic(self.topic))
+        if self._is_member:
+            self.consumer.subscribe([self.topic], listener=self)
+        else:
+            time.sleep(ABSENT_SECONDS)
+        return self._is_member
 
     def stored(self) -> dict[TopicPartition, Stored]:
         """What Kafka has stored for each partition; logs what is lost. Raises KafkaError."""
