@@ -99,7 +99,14 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         self._topic_id = ""
         self._assignor = _OneReader()
         self._is_member = False
-        self.consumer = KafkaConsumer(
+        try:
+            self.consumer = self._consumer()
+        except KafkaError:
+            self._admin.close()
+            raise
+
+    def _consumer(self) -> KafkaConsumer:
+        return KafkaConsumer(
             bootstrap_servers=self.servers,
             group_id=self.group,
             partition_assignment_strategy=[self._assignor],

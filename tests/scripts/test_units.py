@@ -69,6 +69,18 @@ def test_wrong_usage_is_one_line_and_exit_code_2(words: list[str], says: str, tm
     assert written(tmp_path) == set()
 
 
+def test_units_may_write_where_the_settings_say_and_a_wrong_setting_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TICKHOUSE_STATE_DIR", "/srv/state")
+    monkeypatch.setenv("TICKHOUSE_SPOOL_DIR", "/srv/spool")
+    assert f"+ReadWritePaths=-{PROJECT}/.tickhouse -/srv/state -/srv/spool\n" in install(tmp_path).stdout
+    monkeypatch.setenv("TICKHOUSE_NONSENSE", "1")
+    ran = install(tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr.endswith("install-units: TICKHOUSE_NONSENSE: there is no such setting\n")
+
+
 def analyze(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """systemd-analyze, which finds the units in `folder` first."""
     # The colon at the end: and then systemd's own.
