@@ -126,7 +126,8 @@ class Alerting:
         state = Watch(rules.alerts, dict(rules.symbols))
         resumes = self._resume(reader)
         committed_at = 0.0
-        while not stop.is_set() and not reader.is_new:
+        while not stop.is_set():
+            lines: list[str] = []
             rows: list[tuple[bytes, bytes]] = []
             for partition, records in reader.poll(POLL_MS).items():
                 self.figures.read(records)
@@ -135,15 +136,17 @@ class Alerting:
                     if alert is None or record.offset < resumes[partition]:
                         continue
                     value = message(alert, rules.alerts, datetime.now(UTC))
-                    self.tell(value.decode())
+                    lines.append(value.decode())
                     self.figures.raised(alert)
                     if time.time() - alert.opened_at / 1e6 <= self.settings.alert_stale_seconds or alert.closed_at:
                         rows.append((":".join(alert.pair).encode(), value))
-            if not reader.consumer.assignment():
+            if reader.is_new or not reader.consumer.assignment():
                 return
             if rows or time.monotonic() - committed_at > COMMIT_SECONDS:
                 self._commit(reader, producer, rows, resumes)
                 committed_at = time.monotonic()
+            for line in lines:
+                self.tell(line)
 
     def _commit(
         self,
