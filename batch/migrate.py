@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from batch.comparable import Comparable
 from batch.prove import judged, silver_checks
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.delta.files import Files, UnknownStore, files_of
@@ -85,8 +86,10 @@ def needs_rebuild(spark: SparkSession, files: Files, settings: Settings) -> bool
     """Whether silver or quarantine would differ by the current rules; prints the differences."""
     snapshot = Snapshot.newest(spark, settings.lake_root, files)
     checked = judged(snapshot.read(BRONZE_TICKS), tick_rules(settings)).persist()
-    valid = checked.where(F.col("event_id").isNotNull())
-    broken = [check for check in silver_checks(snapshot, checked, valid) if check.wrong]
+    valid, comparable = checked.where(F.col("event_id").isNotNull()), Comparable.of(snapshot)
+    broken = [
+        check for check in silver_checks(snapshot, checked, valid, comparable, settings.ticks_topic) if check.wrong
+    ]
     checked.unpersist()
     for check in broken:
         print(check, flush=True)
@@ -166,7 +169,7 @@ def migrate(spark: SparkSession, files: Files, settings: Settings, *, execute: b
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments(__doc__, "lake_root", "webhdfs_url", "rejects_topic", "gaps_topic", *DECIDING)
+    parser = arguments(__doc__, "lake_root", "webhdfs_url", "ticks_topic", "rejects_topic", "gaps_topic", *DECIDING)
     parser.add_argument("--execute", action="store_true", help="do it, instead of saying what would be done")
     settings, own = from_command_line(parser, argv)
     try:

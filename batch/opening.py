@@ -9,6 +9,9 @@ from lake.delta.files import Files, UnknownStore, files_of
 from lake.delta.version import OtherVersion, check_version
 from lake.tables import SILVER_TICKS
 
+OVERTAKEN = 5
+"""Exit code of a job whose files were deleted while it read them: start it again."""
+
 
 def files_of_lake(parser: argparse.ArgumentParser, settings: Settings) -> Files:
     """The store of the lake's files.

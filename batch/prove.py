@@ -14,7 +14,11 @@ judges the records one by one, Spark compares the ticks, and lake/gold/recompute
 gold.current_price is left out, since its rows have no time. --repair works on whole days. The driver holds gold's rows
 of one day, and the wrong rows; the executors' disks hold a copy of bronze's ticks and gold's rows.
 
-Exit codes: 0 all holds, 1 something differs (also if it was repaired), 2 a wrong setting.
+Where old rows were dropped (keep_days, scripts/drop-older-than), the proof compares what both sides can have, and says
+what it leaves out; gold from the first whole day on.
+
+Exit codes: 0 all holds, 1 something differs (also if it was repaired), 2 a wrong setting, 5 the tables' history
+(history_minutes) passed meanwhile: start again.
 """
 
 from __future__ import annotations
@@ -37,10 +41,12 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from batch import results as quality_results
-from batch.opening import files_of_lake
+from batch.comparable import Comparable, from_first
+from batch.opening import OVERTAKEN, files_of_lake
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.contract import NOTIONAL_DECIMALS, TickRules
 from lake.delta.files import Files
+from lake.delta.overtaken import FileLost, Overtaken
 from lake.delta.parquet import arrow_type
 from lake.gold import derive
 from lake.gold.recompute import ALWAYS, Expected, Period, Snapshot, expected, period_of
@@ -81,6 +87,7 @@ _JUDGED = {
     **_TICK,
     "event_date": "DATE",
     "notional": "DECIMAL(38,18)",
+    "ingested_at": "TIMESTAMP",
 }
 _JUDGED_ARROW = pa.schema([(name, arrow_type(kind)) for name, kind in _JUDGED.items()])
 _INSTRUMENT = ("source", "symbol", "trade_epoch")
@@ -117,8 +124,8 @@ def no_row_of(table: Table, name: str, wrong: DataFrame, *columns: str) -> Check
 def judged(bronze: DataFrame, rules: TickRules) -> DataFrame:
     """Judge each record of bronze by lake/silver/judge.py, one row per record.
 
-    A tick's row has its place in Kafka, silver.ticks' columns but is_late, and notional. A rejected record's row has
-    its place, its rule, and source, symbol, trade_epoch and trade_id if it names a trade. A report's has its place.
+    A row has the record's place in Kafka and ingested_at; of a tick also silver.ticks' columns but is_late, and
+    notional; of a rejected record its rule, and source, symbol, trade_epoch and trade_id if it names a trade.
     """
 
     def judge_all(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -139,7 +146,7 @@ def _judged(
     topic: str, partition: int, offset: int, value: bytes | None, ingested_at: datetime, rules: TickRules
 ) -> dict[str, object]:
     """A record's row of `judged`, by column; times in microseconds since 1970."""
-    row: dict[str, object] = {"topic": topic, "partition": partition, "offset": offset}
+    row: dict[str, object] = {"topic": topic, "partition": partition, "offset": offset, "ingested_at": ingested_at}
     record = judge(value, topic, partition, offset, ingested_at, rules)
     if isinstance(record, Tick):
         row |= {name: getattr(record, name) for name in (*_TICK, "event_date")}
@@ -153,10 +160,11 @@ def _judged(
     return row
 
 
-def bronze_checks(bronze: DataFrame) -> Iterator[Check]:
+def bronze_checks(bronze: DataFrame, comparable: Comparable) -> Iterator[Check]:
     place = Window.partitionBy("topic", "partition").orderBy("offset")
-    steps = bronze.select("topic", "partition", "offset", F.lag("offset").over(place).alias("after"))
-    missing = steps.where(F.col("offset") > F.col("after") + 1)
+    before = (F.lag(name).over(place).alias(alias) for name, alias in (("offset", "after"), ("kafka_timestamp", "at")))
+    steps = bronze.select("topic", "partition", "offset", *before)
+    missing = comparable.kept(steps.where(F.col("offset") > F.col("after") + 1), BRONZE_TICKS, "at")
     missing = missing.withColumn("first_missing", F.col("after") + 1).withColumn("last_missing", F.col("offset") - 1)
     columns = ("topic", "partition", "first_missing", "last_missing")
     yield no_row_of(BRONZE_TICKS, "Kafka's offsets are contiguous in each partition", missing, *columns)
@@ -164,12 +172,17 @@ def bronze_checks(bronze: DataFrame) -> Iterator[Check]:
     yield no_row_of(BRONZE_TICKS, "each Kafka record is there once", twice, "topic", "partition", "offset")
 
 
-def silver_checks(snapshot: Snapshot, checked: DataFrame, valid: DataFrame) -> Iterator[Check]:
+def silver_checks(
+    snapshot: Snapshot, checked: DataFrame, valid: DataFrame, comparable: Comparable, ticks_topic: str
+) -> Iterator[Check]:
     place = ["topic", "partition", "offset"]
     same = [*place, "rule"]
-    bad = checked.where(F.col("rule").isNotNull()).select(*same)
+    bronze = snapshot.read(BRONZE_TICKS)
+    bad = checked.where(F.col("rule").isNotNull())
     quarantine = snapshot.read(SILVER_QUARANTINE).select(*same)
-    absent, other = bad.join(quarantine, same, "left_anti"), quarantine.join(bad, same, "left_anti")
+    absent = comparable.kept(bad, SILVER_QUARANTINE, "ingested_at").join(quarantine, same, "left_anti")
+    of_bronze = comparable.recomputable(quarantine, bronze, F.col("topic"), "partition", "offset")
+    other = of_bronze.join(bad.select(*same), same, "left_anti")
     twice = quarantine.groupBy(*place).count().where("count > 1")
     yield no_row_of(SILVER_QUARANTINE, "each record that breaks a rule is there, with the rule", absent, *same)
     yield no_row_of(SILVER_QUARANTINE, "nothing else is there", other, *same)
@@ -177,14 +190,16 @@ def silver_checks(snapshot: Snapshot, checked: DataFrame, valid: DataFrame) -> I
 
     silver = snapshot.read(SILVER_TICKS)
     names = ["event_id", "kafka_partition", "kafka_offset"]
-    absent, other = valid.join(silver, "event_id", "left_anti"), silver.join(valid, "event_id", "left_anti")
+    of_bronze = comparable.recomputable(silver, bronze, F.lit(ticks_topic), "kafka_partition", "kafka_offset")
+    absent = comparable.kept(valid, SILVER_TICKS, "event_time").join(silver, "event_id", "left_anti")
+    other = of_bronze.join(valid, "event_id", "left_anti")
     twice = silver.groupBy("event_id").count().where("count > 1")
     yield no_row_of(SILVER_TICKS, "the tick of each valid record is there", absent, *names)
     yield no_row_of(SILVER_TICKS, "nothing else is there", other, *names)
     yield no_row_of(SILVER_TICKS, "each tick is there once", twice, "event_id", "count")
     columns = [name for name in SILVER_TICKS.column_names if name not in NOT_COMPARED]
     delivered = first_deliveries(valid).select("event_id", F.struct(*columns).alias("delivered"))
-    pairs = silver.select("event_id", F.struct(*columns).alias("stored")).join(delivered, "event_id")
+    pairs = of_bronze.select("event_id", F.struct(*columns).alias("stored")).join(delivered, "event_id")
     differing = (
         F.when(~F.col(f"stored.{name}").eqNullSafe(F.col(f"delivered.{name}")), F.lit(name)) for name in columns
     )
@@ -201,20 +216,22 @@ def first_deliveries(valid: DataFrame) -> DataFrame:
     return valid.withColumn("delivery", F.row_number().over(first)).where("delivery = 1").drop("delivery")
 
 
-def gap_checks(snapshot: Snapshot, checked: DataFrame, ticks: DataFrame) -> Iterator[Check]:
+def gap_checks(snapshot: Snapshot, checked: DataFrame, ticks: DataFrame, comparable: Comparable) -> Iterator[Check]:
     """Each hole in bronze's trade ids is in one open or unfillable row; the ids of filled rows are in bronze."""
     seen, rejected = runs(ticks), runs(checked.where(F.col("rule").isNotNull()))
     rows = [Gap(**row.asDict()) for row in snapshot.read(SILVER_GAPS).select(*SILVER_GAPS.column_names).collect()]
-    missing = {key: holes(ids, rejected.get(key, ())) for key, ids in seen.items()}
+    first_ids = comparable.first_ids(ticks)
+    missing = {key: from_first(holes(ids, rejected.get(key, ())), first_ids, key) for key, ids in seen.items()}
     listed: dict[tuple[str, str, int], list[Interval]] = defaultdict(list)
     unlisted, false, twice, absent = [], [], [], []
     for gap in rows:
         if gap.interval and gap.status != "filled":
-            listed[gap.instrument].append(gap.interval)
+            listed[gap.instrument] += from_first([gap.interval], first_ids, gap.instrument)
         elif gap.interval:
             # An id that came later may be a tick's, or a record's in quarantine.
             came = add_intervals(seen.get(gap.instrument, ()), rejected.get(gap.instrument, ()))
-            absent += [f"{gap.gap_id}: {part}" for part in minus([gap.interval], came)]
+            filled = from_first([gap.interval], first_ids, gap.instrument)
+            absent += [f"{gap.gap_id}: {part}" for part in minus(filled, came)]
     for key in missing.keys() | listed.keys():
         intervals = sorted(listed.get(key, []))
         union: tuple[Interval, ...] = reduce(add_interval, intervals, ())
@@ -353,56 +370,67 @@ def stored_rows(snapshot: Snapshot, table: Table, period: Period) -> pl.DataFram
     return frame.with_columns(derive.volume_sum()) if table in GOLD_PRICES else frame
 
 
-def gold_differences(snapshot: Snapshot, table: Table, gold: Expected, period: Period) -> GoldDifferences:
+def gold_differences(
+    snapshot: Snapshot, table: Table, gold: Expected, period: Period, comparable: Comparable
+) -> GoldDifferences:
     """Compare a gold table's rows of a period, day by day if its rows have a time."""
     differences = GoldDifferences(table)
+
+    def compare(part: Period, recomputed: pl.DataFrame) -> None:
+        stored = stored_rows(snapshot, table, part)
+        differences.add(comparable.of_gold(table, stored), comparable.of_gold(table, recomputed))
+
     if table in (GOLD_ALERTS, GOLD_CURRENT_PRICE):
-        differences.add(stored_rows(snapshot, table, period), gold.rows(table))
+        compare(period, gold.rows(table))
         return differences
     # On the first day also windows that begin before the period and reach into it.
     before = table.window_micros - 1 if table.window else 0
     days = gold.days or [period.begin]
     cuts = [period.begin - before, *days[1:], period.end]
     for day, part in zip(days, pairwise(cuts), strict=True):
-        differences.add(stored_rows(snapshot, table, Period(*part)), gold.rows(table, day))
+        compare(Period(*part), gold.rows(table, day))
     return differences
 
 
 def prove(
     spark: SparkSession, files: Files, settings: Settings, period: Period, *, repair: bool = False
 ) -> list[Check]:
-    """Run all checks, and print each as soon as it is done."""
+    """Run all checks, and print each as soon as it is done. Raises Overtaken, FileLost."""
     snapshot = Snapshot.newest(spark, settings.lake_root, files)
     print(f"{settings.lake_root} as of micro-batch {snapshot.batch}", flush=True)
+    comparable = Comparable.of(snapshot)
+    for words in comparable.words():
+        print(f"left out {words}", flush=True)
     checks: list[Check] = []
+    with snapshot.reading():
+        for check in _checks(snapshot, settings, period, comparable, repair=repair):
+            checks.append(check)
+            print(check, flush=True)
+    return checks
 
-    def note(check: Check) -> None:
-        checks.append(check)
-        print(check, flush=True)
 
+def _checks(
+    snapshot: Snapshot, settings: Settings, period: Period, comparable: Comparable, *, repair: bool
+) -> Iterator[Check]:
     bronze = snapshot.read(BRONZE_TICKS)
     checked = judged(bronze, tick_rules(settings)).persist(StorageLevel.DISK_ONLY)
     valid = checked.where(F.col("event_id").isNotNull())
     ticks = first_deliveries(valid).persist(StorageLevel.DISK_ONLY)
-    for check in bronze_checks(bronze):
-        note(check)
-    for check in silver_checks(snapshot, checked, valid):
-        note(check)
-    for check in gap_checks(snapshot, checked, ticks):
-        note(check)
+    yield from bronze_checks(bronze, comparable)
+    yield from silver_checks(snapshot, checked, valid, comparable, settings.ticks_topic)
+    yield from gap_checks(snapshot, checked, ticks, comparable)
 
     gold = expected(ticks, gold_rules(settings), period, datetime.now(UTC))
     for table in GOLD:
         if table == GOLD_CURRENT_PRICE and period != ALWAYS:
             continue
-        differences = gold_differences(snapshot, table, gold, period)
-        note(differences.check)
+        differences = gold_differences(snapshot, table, gold, period, comparable)
+        yield differences.check
         if repair and differences.spans:
             print(f"repaired {table.qualified_name}: {_repaired(snapshot, differences)}", flush=True)
     gold.forget()
     for cached in (ticks, checked):
         cached.unpersist()
-    return checks
 
 
 def _repaired(snapshot: Snapshot, differences: GoldDifferences) -> str:
@@ -430,7 +458,7 @@ def results(checks: Sequence[Check], period: Period, checked_at: datetime) -> li
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(
         __doc__,
-        *("lake_root", "webhdfs_url", "rejects_topic", "gaps_topic", *DECIDING),
+        *("lake_root", "webhdfs_url", "ticks_topic", "rejects_topic", "gaps_topic", *DECIDING),
     )
     parser.add_argument("--from", dest="begin", type=datetime.fromisoformat, metavar="TIME", help="begin, as ISO 8601")
     parser.add_argument("--to", dest="end", type=datetime.fromisoformat, metavar="TIME", help="end, exclusive")
@@ -448,6 +476,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         checks = prove(spark, files, settings, period, repair=own.repair)
         quality_results.append(spark, files, settings.lake_root, results(checks, period, checked_at))
+    except Overtaken as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return OVERTAKEN
+    except FileLost as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
     finally:
         spark.stop()
     broken = sum(1 for check in checks if check.wrong)

@@ -5,9 +5,10 @@
 In:  silver.ticks. Out: every gold table but gold.current_price, whole days of UTC at a time.
 
 Gold is computed from silver as of the last micro-batch that all tables have. Rows whose files the stream has
-written since are not rebuilt, but counted; run this again for those.
+written since are not rebuilt, but counted; run this again for those. A day of which silver.ticks has dropped rows
+(keep_days, scripts/drop-older-than) is left as it is.
 
-Exit codes: 0 all rebuilt, 1 some rows were not rebuilt, 2 a wrong setting.
+Exit codes: 0 all rebuilt, 1 some rows were not rebuilt, 2 a wrong setting, 5 the tables' history passed meanwhile.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from datetime import UTC, datetime
 
 from pyspark.sql import SparkSession
 
-from batch.opening import files_of_lake
+from batch.opening import OVERTAKEN, files_of_lake
 from conf.settings import USAGE_ERROR, arguments, from_command_line
-from lake.gold.recompute import ALWAYS, Period, Snapshot, expected, period_of
+from lake.delta.overtaken import Overtaken
+from lake.gold.recompute import ALWAYS, LOOKS_BACK, Period, Snapshot, expected, period_of
 from lake.rules import DECIDING, GoldRules, gold_rules
 from lake.tables import GOLD, GOLD_ALERTS, GOLD_CURRENT_PRICE, SILVER_TICKS, Table
-from lake.times import DAY, to_time
+from lake.times import DAY, to_micros, to_time
 
 REBUILT = tuple(table for table in GOLD if table != GOLD_CURRENT_PRICE)
 
@@ -39,6 +41,12 @@ def recompute(snapshot: Snapshot, rules: GoldRules, day: Period) -> Iterator[tup
             yield table, snapshot.rewrite(table, spans, rows)
     finally:
         gold.forget()
+
+
+def is_whole(snapshot: Snapshot, day: Period) -> bool:
+    """Whether silver.ticks has all ticks that make the day's rows: none of them was dropped."""
+    dropped = snapshot.dropped_before(SILVER_TICKS)
+    return dropped is None or to_micros(dropped) + LOOKS_BACK <= day.begin
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,11 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     spark = SparkSession.builder.appName("tickhouse recompute").getOrCreate()
     try:
         for begin in range(days.begin, days.end, DAY):
-            snapshot = Snapshot.newest(spark, settings.lake_root, files)
-            for table, spans in recompute(snapshot, gold_rules(settings), Period(begin, begin + DAY)):
-                rest = f", {len(spans)} spans of rows left to the stream" if spans else ""
-                print(f"{to_time(begin):%Y-%m-%d} {table.qualified_name}: rebuilt{rest}", flush=True)
-                left += len(spans)
+            snapshot, day = Snapshot.newest(spark, settings.lake_root, files), Period(begin, begin + DAY)
+            if not is_whole(snapshot, day):
+                print(f"{to_time(begin):%Y-%m-%d}: left as it is, since old rows of silver.ticks were dropped")
+                left += 1
+                continue
+            with snapshot.reading():
+                for table, spans in recompute(snapshot, gold_rules(settings), day):
+                    rest = f", {len(spans)} spans of rows left to the stream" if spans else ""
+                    print(f"{to_time(begin):%Y-%m-%d} {table.qualified_name}: rebuilt{rest}", flush=True)
+                    left += len(spans)
+    except Overtaken as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return OVERTAKEN
     finally:
         spark.stop()
     return 1 if left else 0

@@ -273,6 +273,7 @@ class Settings(BaseModel):
         {}, description="rows older than so many days are dropped, as TABLE=DAYS,TABLE=DAYS; others stay for ever"
     )
     upkeep: bool = Field(True, description="the streaming job joins small files, and deletes what it has replaced")
+    upkeep_seconds: float = Field(30.0, gt=0, le=86_400, description="least time between two rounds of upkeep")
     debt_files: Count = Field(
         20_000, description="with more small or expired files than this, micro-batches become larger and rarer"
     )

@@ -11,6 +11,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
+from lake.delta.overtaken import explained
 from lake.delta.timeouts import answered
 from lake.tables import GOLD_PRICE_1M, GOLD_TOP_MOVERS, TABLES, TOP_MOVERS, Table
 
@@ -28,17 +29,37 @@ def open_table(root: str, table: Table) -> DeltaTable:
 
 
 def query(root: str, sql: str) -> pa.Table:
-    """The result of a SELECT over the lake's tables, times in UTC. Raises NoSuchTable."""
+    """The result of a SELECT over the lake's tables, times in UTC.
+
+    Raises NoSuchTable; Overtaken if it takes longer than the tables keep replaced files (start again); FileLost if the
+    lake is damaged; and duckdb.Error for a mistake in the query.
+    """
     sql = sql.replace(GOLD_TOP_MOVERS, f"({TOP_MOVERS.format(GOLD_PRICE_1M.qualified_name)})")
+    opened: dict[Table, DeltaTable] = {}
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for table in TABLES:
             if table.qualified_name in sql:
                 registered = f"{table.database}__{table.name}"
-                connection.register(registered, open_table(root, table).to_pyarrow_dataset())
+                opened[table] = open_table(root, table)
+                connection.register(registered, opened[table].to_pyarrow_dataset())
                 connection.execute(f"CREATE SCHEMA IF NOT EXISTS {table.database}")
                 connection.execute(f"CREATE VIEW {table.qualified_name} AS SELECT * FROM {registered}")
-        return connection.sql(sql).to_arrow_table()
+        try:
+            return connection.sql(sql).to_arrow_table()
+        except (duckdb.Error, OSError) as error:
+            for table, version in opened.items():
+                if cause := _cause(root, table, version, str(error)):
+                    raise cause from error
+            raise
+
+
+def _cause(root: str, table: Table, read: DeltaTable, text: str) -> Exception | None:
+    """The error of a failed read if it is about this table's files. text: of the failure."""
+    newest = open_table(root, table)
+    configuration = newest.metadata().configuration
+    versions = (read.file_uris(), newest.file_uris())
+    return explained(text, table.qualified_name, read.version(), *versions, configuration)
 
 
 def read(root: str, table: Table, where: str = "true") -> pa.Table:

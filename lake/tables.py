@@ -63,6 +63,8 @@ class Table:
     # The time that makes a row old enough to be dropped (setting keep_days; by default rows stay for ever).
     # Empty: rows are never dropped.
     age_time: str = ""
+    # The order of rows within a file of days that no longer change (batch/maintain.py); empty: as they came.
+    settled_order: tuple[str, ...] = ()
     properties: Mapping[str, str] = field(default_factory=dict)
 
     def __hash__(self) -> int:
@@ -164,6 +166,7 @@ SILVER_TICKS = Table(
     ),
     arrival_time="received_at",
     age_time="event_time",
+    settled_order=("asset", "event_time"),
     properties={"delta.appendOnly": "true"},
 )
 

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from conf.settings import Settings
 from lake.contract import RECORD
+from lake.delta.drop import DROPPED_BEFORE
 from lake.delta.files import Files
 from lake.delta.version import PROPERTY as VERSION_PROPERTY
 from lake.rules import PROPERTY, deciding
@@ -33,9 +34,10 @@ PLACE = ("topic", "partition", "offset")
 def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]]:
     """Recompute silver and gold from bronze. Returns, per topic and partition, the offset after bronze's last.
 
-    An existing checkpoint is renamed. If this fails half-way, run it again. Raises Expired.
+    An existing checkpoint is renamed. If this fails half-way, run it again. Raises Expired, RowsDropped.
     """
     lake = opened(settings)
+    check_complete(lake.property(BRONZE_TICKS, DROPPED_BEFORE), BRONZE_TICKS.path(settings.lake_root))
     records = spark.read.format("delta").load(BRONZE_TICKS.path(settings.lake_root))
     follows = following(settings, records)
     lake.claim()
@@ -82,6 +84,20 @@ def slices(minutes: Iterable[Row], most: int) -> Iterator[tuple[int, int, int]]:
         last, records = minute, records + count
     if first is not None:
         yield first, last, records
+
+
+class RowsDropped(RuntimeError):
+    """bronze no longer has all records."""
+
+
+def check_complete(dropped_before: str | None, path: str) -> None:
+    """Raises RowsDropped if records of bronze, which is at `path`, have been dropped."""
+    if dropped_before:
+        raise RowsDropped(
+            f"records from before {dropped_before} have been dropped from bronze.ticks, so a rebuild "
+            "would lose the rows of silver and gold of that time. Nothing was changed. If they may be lost: "
+            f"ALTER TABLE delta.`{path}` UNSET TBLPROPERTIES ('{DROPPED_BEFORE}'), then --rebuild again."
+        )
 
 
 class Expired(RuntimeError):

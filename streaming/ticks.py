@@ -37,6 +37,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.contract import RECORD
+from lake.delta.drop import UnknownTable, kept_for
 from lake.delta.files import Files, StoreError, UnknownStore, WebHdfs, files_of
 from lake.delta.lease import LakeInUse, Lease
 from lake.delta.log import CannotWrite
@@ -48,9 +49,8 @@ from lake.rules import DECIDING
 from lake.silver.stage import RECORDS_A_TASK
 from lake.silver.state import StateLost
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
-from streaming.rebuild import Expired, rebuild
+from streaming.rebuild import Expired, RowsDropped, rebuild
 from streaming.status import Subject, jvm_of, served
-from streaming.upkeep import UnknownTable, kept_for
 
 logger = logging.getLogger("streaming.ticks")
 
@@ -165,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "once",
             "rebuild",
             "upkeep",
+            "upkeep_seconds",
             "history_minutes",
             "keep_days",
             "debt_files",
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = files_of(settings.lake_root, str(settings.webhdfs_url))
         sink = sink_of(settings, own.sink)
-        kept_for(settings)
+        kept_for(settings.keep_days)
     except (UnknownStore, UnknownTable) as error:
         parser.error(str(error))
     stop = threading.Event()
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SettingsChanged, OtherVersion, CannotWrite) as error:
         logger.error("%s", error)
         return USAGE_ERROR
-    except (CheckpointError, StateLost, Expired) as error:
+    except (CheckpointError, StateLost, Expired, RowsDropped) as error:
         logger.error("%s", error)
         return WRONG_CHECKPOINT
     except LakeInUse as error:

@@ -23,17 +23,17 @@ import pyarrow as pa
 
 from conf.settings import Settings
 from lake.delta import compact
+from lake.delta.drop import is_older, kept_for
 from lake.delta.log import DataFile, TableLog
 from lake.delta.parquet import ContentsDiffer
 from lake.delta.writer import Fenced, horizon
-from lake.tables import SILVER_TICKS, STREAMED, TABLES, Table
+from lake.tables import SILVER_TICKS, STREAMED, Table
 
 if TYPE_CHECKING:
     from streaming.lakehouse import Lakehouse
 
 logger = logging.getLogger(__name__)
 
-ROUND_SECONDS = 30.0
 # Files of rows that are only appended are joined so long after they were written, by the clock.
 APPENDED_FOR = timedelta(seconds=60)
 # Files of rows that change are joined when the table's newest row is so much later: late ticks seldom reach them then.
@@ -53,19 +53,6 @@ LONGEST_PAUSE = 10.0
 Group = Sequence[DataFile]
 
 
-class UnknownTable(ValueError):
-    """keep_days names a table whose rows cannot be dropped."""
-
-
-def kept_for(settings: Settings) -> dict[str, timedelta]:
-    """How long rows stay, by the table's qualified name, where the settings say so. Raises UnknownTable."""
-    names = {table.qualified_name for table in TABLES if table.age_time}
-    for name in settings.keep_days:
-        if name not in names:
-            raise UnknownTable(f"keep_days: rows of {name!r} are never dropped; choose of {', '.join(sorted(names))}")
-    return {name: timedelta(days=days) for name, days in settings.keep_days.items()}
-
-
 class Upkeep:
     """The upkeep of one lakehouse. clock: seconds since 1970."""
 
@@ -78,7 +65,7 @@ class Upkeep:
     ) -> None:
         """Raises UnknownTable."""
         self._house, self._lake, self._clock, self._fan_in = house, house.writer, clock, fan_in
-        self._kept = kept_for(settings)
+        self._kept, self._round_seconds = kept_for(settings.keep_days), settings.upkeep_seconds
         self._history = timedelta(minutes=settings.history_minutes)
         self._most_debt = settings.debt_files
         self._checkpoint = settings.checkpoint_location
@@ -109,7 +96,7 @@ class Upkeep:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(ROUND_SECONDS):
+        while not self._ended.wait(self._round_seconds):
             if not self._house.is_settled:
                 continue
             try:
@@ -251,10 +238,10 @@ class Upkeep:
         slices = self._slices.get(table)
         with self._house.between():
             if slices:
-                old = [file for file in self._lake.live(table).all() if _is_older(file, table, before)]
-                is_done = not old or slices.reorganize(old, [], data_change=True)
+                old = [file for file in self._lake.live(table).all() if is_older(file, table, before)]
+                is_done = not old or slices.reorganize(old, [], dropped_before=before)
             else:
-                old = self._lake.drop(table, lambda file: _is_older(file, table, before))
+                old = self._lake.drop(table, before)
                 is_done = True
             if table == SILVER_TICKS:
                 self._house.gold.moved(old, [])
@@ -308,9 +295,3 @@ def _is_before(file: DataFile, table: Table, time: datetime) -> bool:
     """Whether all rows of a file that changes are of an earlier time."""
     highest = file.highest.get(table.file_time)
     return highest is not None and datetime.fromisoformat(highest) < time
-
-
-def _is_older(file: DataFile, table: Table, time: datetime) -> bool:
-    """Whether all rows of a file have passed their age."""
-    highest = file.highest.get(table.age_time)
-    return highest is not None and datetime.fromisoformat(highest) < time - timedelta(milliseconds=1)

@@ -27,7 +27,7 @@ IMPORTED = {
         *("pydantic", "urllib3", "tenacity", "kafka-python", "pyarrow", "pandas", "polars"),
         *("prometheus-client", "psutil"),
     ),
-    "batch": ("pydantic", "urllib3", "tenacity", "pyarrow", "pandas", "polars", "great-expectations"),
+    "batch": ("pydantic", "urllib3", "tenacity", "pyarrow", "pandas", "polars", "great-expectations", "hdfs"),
 }
 SHIPPED_BY_SPARK = {"pyspark", "py4j"}
 

@@ -83,6 +83,9 @@ _DICTIONARIES = [
 ]
 """Columns with few distinct values. Without a dictionary the others are written faster, and take no more space."""
 
+ORDERED_BY = "tickhouse.ordered_by"
+"""The tag of a data file whose rows are sorted: the columns, with commas."""
+
 _CHECKPOINT = re.compile(r"([0-9]{20})\.checkpoint(?:\.[0-9]{10}\.([0-9]{10}))?\.parquet")
 _NUMBERED = re.compile(r"\.?([0-9]{20})\.")
 """A file of a version. Hidden ones are drafts, or checksums that Hadoop keeps on local disks."""
@@ -254,6 +257,42 @@ def without_tombstones(rows: pa.Table, paths: Collection[str]) -> pa.Table:
     return rows.filter((~_column(rows, "remove", "path").is_in(list(paths)).fill_null(False)).to_arrow())
 
 
+def without_removed(rows: pa.Table) -> pa.Table:
+    """The rows without tombstones, once no older row of their files is left."""
+    return rows.filter(pc.is_null(rows["remove"]))
+
+
+def columns_of(rows: pa.Table, partitions: Sequence[str], times: Collection[str]) -> pl.DataFrame:
+    """The added files as columns: path, size (bytes), modified (milliseconds since 1970), rows, `lowest NAME` and
+    `highest NAME` (statistics of the columns `times`, as text), order (the tag ORDERED_BY), and each partition column
+    as text."""
+    files = rows["add"].filter(pc.is_valid(rows["add"]))
+
+    def field(name: str) -> pl.Series:
+        values = pl.from_arrow(pc.struct_field(files, name))
+        assert isinstance(values, pl.Series)
+        return values
+
+    def of_map(name: str, key: str) -> pl.Series:
+        values = pl.from_arrow(pc.map_lookup(pc.struct_field(files, name), pa.scalar(key), "first"))
+        assert isinstance(values, pl.Series)
+        return values
+
+    statistics = field("stats").str
+    return pl.DataFrame(
+        {
+            "path": field("path"),
+            "size": field("size"),
+            "modified": field("modificationTime"),
+            "rows": statistics.json_path_match("$.numRecords").cast(pl.Int64),
+            **{f"lowest {name}": statistics.json_path_match(f"$.minValues['{name}']") for name in times},
+            **{f"highest {name}": statistics.json_path_match(f"$.maxValues['{name}']") for name in times},
+            "order": of_map("tags", ORDERED_BY),
+            **{name: of_map("partitionValues", name) for name in partitions},
+        }
+    )
+
+
 def smaller(rows: pa.Table, order: str, below: int, limit: int) -> tuple[pa.Table, int]:
     """Up to `limit` added files below a size in bytes, and the number of such files.
 
@@ -335,17 +374,20 @@ class LogCleaner:
         self._expired_before = 0
         self._searched, self._superseding = _FIRST, -1
 
-    def clean(self, expired_before: int, now: int, limit: int) -> int:
+    def clean(self, expired_before: int, now: int, limit: int, keep: int | None = None, superseding: int = -1) -> int:
         """Delete at most `limit` files older than a time, the oldest first, and return their number.
 
-        A log that was not cleaned for long takes several calls: each reads a bounded part of it.
+        A log that was not cleaned for long takes several calls: each reads a bounded part of it. keep: files from this
+        version on stay. superseding: a version that has expired, although its checkpoint is younger.
         """
         if expired_before < self._expired_before:
             # The retention has become longer.
             self._searched, self._superseding = _FIRST, -1
         self._expired_before = expired_before
         self._search(expired_before)
-        names = list(itertools.islice(self._deletable(expired_before, now), limit))
+        self._superseding = max(self._superseding, superseding)
+        end = self._superseding if keep is None else min(self._superseding, keep)
+        names = list(itertools.islice(self._deletable(expired_before, now, end), limit))
         with ThreadPoolExecutor(_DELETERS) as threads:
             list(threads.map(self._files.delete, (f"{self._folder}/{name}" for name in names)))
         return len(names)
@@ -362,11 +404,11 @@ class LogCleaner:
                 if parts[checkpoint] >= checkpoint.parts:
                     self._superseding = checkpoint.version
 
-    def _deletable(self, expired_before: int, now: int) -> Iterator[str]:
-        """The names of deletable files, in order: first the drafts of killed processes."""
+    def _deletable(self, expired_before: int, now: int, end: int) -> Iterator[str]:
+        """The names of deletable files of versions before `end`, in order: first the drafts of killed processes."""
         for status in listed(self._files, self._folder):
             is_hidden, numbered = status.name.startswith("."), _NUMBERED.match(status.name)
-            is_superseded = numbered is not None and int(numbered[1]) < self._superseding
+            is_superseded = numbered is not None and int(numbered[1]) < end
             if not is_hidden and not is_superseded:
                 return
             is_left_over = is_hidden and status.name.endswith(".tmp") and status.modified < now - _DAY_MILLIS

@@ -8,13 +8,17 @@ for a whole joined file. So a row is written about three times more, and a parti
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain, groupby
 from typing import Any
 
+import pyarrow as pa
+
+from lake.delta.checkpoint import ORDERED_BY
 from lake.delta.files import Files
 from lake.delta.log import DataFile
-from lake.delta.parquet import ContentsDiffer, EncodedFile, joined_file, parts_of
+from lake.delta.parquet import Contents, ContentsDiffer, EncodedFile, joined_file, parts_of
 from lake.tables import Table
 from lake.times import to_micros
 
@@ -46,15 +50,17 @@ def due(
     *,
     most_bytes: int = 0,
     fan_in: int = FAN_IN,
+    sizes: Sequence[int] = _SIZES,
 ) -> list[list[DataFile]]:
     """The groups of files to join now, each in the order of time.
 
     is_closed: whether a file may be joined already. most_bytes: the size of a joined file; default: joined_bytes.
+    sizes: a file is small below these parts of it.
     """
     most_bytes = most_bytes or joined_bytes(table)
     groups: list[list[DataFile]] = []
     taken: set[str] = set()
-    for part in _SIZES:
+    for part in sizes:
         small = {file.path for file in files if file.size < most_bytes // part and is_closed(file)} - taken
         for run in _runs(table, files, small):
             for group, is_full in _cut(run, most_bytes):
@@ -110,16 +116,30 @@ def _ends(table: Table, file: DataFile) -> tuple[int, int] | None:
     return to_micros(lowest), to_micros(highest)
 
 
-def join(files: Files, table: Table, group: Sequence[DataFile]) -> EncodedFile:
+def is_sorted(table: Table, file: DataFile) -> bool:
+    """Whether the file's rows are in the table's settled_order."""
+    return bool((file.add.get("tags") or {}).get(ORDERED_BY) == ",".join(table.settled_order))
+
+
+def join(files: Files, table: Table, group: Sequence[DataFile], order: Sequence[str] = ()) -> EncodedFile:
     """One file of the group's rows, in the group's order; it is not written yet.
 
-    The group is of one partition. Raises ContentsDiffer if a row would be lost or changed, FileNotFoundError and
-    StoreError.
+    The group is of one partition. order: columns by which the rows are sorted; all of them are in memory then.
+    Raises ContentsDiffer if a row would be lost or changed, FileNotFoundError and StoreError.
     """
     partition = group[0].add["partitionValues"]
-    parts = (parts_of(files, table, file.path, file.size, partition) for file in group)
-    encoded, contents = joined_file(table, chain.from_iterable(parts), partition)
+    parts: Iterable[pa.Table] = chain.from_iterable(
+        parts_of(files, table, file.path, file.size, partition) for file in group
+    )
+    unsorted = Contents(table)
+    if order:
+        rows = pa.concat_tables(parts)
+        unsorted.add(rows)
+        parts = [rows.sort_by([(name, "ascending") for name in order])]
+    encoded, contents = joined_file(table, parts, partition)
+    if order and contents != unsorted:
+        raise ContentsDiffer(f"{table.qualified_name}: a sorted file has {contents} instead of {unsorted}")
     expected = sum(file.rows for file in group)
     if all(file.rows for file in group) and contents.rows != expected:
         raise ContentsDiffer(f"{table.qualified_name}: {len(group)} files have {contents.rows} rows, not {expected}")
-    return encoded
+    return replace(encoded, action={**encoded.action, "tags": {ORDERED_BY: ",".join(order)}}) if order else encoded

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 from uuid import uuid4
 
+import polars as pl
 import pyarrow as pa
 
 from lake.delta.checkpoint import (
@@ -34,6 +36,7 @@ from lake.delta.checkpoint import (
     UnknownFormat,
     adds,
     checkpoint_of,
+    columns_of,
     encoded_checkpoint,
     expired_before,
     expired_tombstones,
@@ -46,6 +49,7 @@ from lake.delta.checkpoint import (
     rows_of_checkpoint,
     rows_of_commits,
     smaller,
+    without_removed,
     without_tombstones,
 )
 from lake.delta.files import Files
@@ -59,8 +63,10 @@ PROTOCOL = {"minReaderVersion": 1, "minWriterVersion": 2}
 _COMMIT = re.compile(r"([0-9]{20})\.json")
 _READERS = 8
 """How many threads read commits: each waits for HDFS most of the time."""
-_COMMITS = 500
-"""How many commits are in memory as Python objects at once."""
+_COMMITS = 200
+"""How many commits are read at once."""
+_ACTIONS = 20_000
+"""How many actions of commits are Python objects at once, some 1 KB each."""
 MAINTENANCE = "maintenance"
 """In the metadata of a commit that is no micro-batch's; a copy of the last micro-batch's metadata may be beside it."""
 DELETIONS = 2_000
@@ -144,6 +150,22 @@ class Cleaned(NamedTuple):
     left: int
 
 
+class BatchFiles(NamedTuple):
+    """The first version that a micro-batch committed (behind the newest if its commits are gone), and the files that
+    it added."""
+
+    first: int
+    files: list[DataFile]
+
+
+class Columns(NamedTuple):
+    """A version, its files (see lake.delta.checkpoint.columns_of), and the table's properties."""
+
+    version: int
+    files: pl.DataFrame
+    configuration: dict[str, str]
+
+
 class _Replay(NamedTuple):
     """A version, and the actions in force at it as rows; see `newest_of_each`."""
 
@@ -180,13 +202,15 @@ class TableLog:
 
         Raises LogIncomplete if the commit is missing.
         """
+        return _actions_of(self._content(version))
+
+    def _content(self, version: int) -> bytes:
         try:
-            content = self._files.read(self._commit(version))
+            return self._files.read(self._commit(version))
         except FileNotFoundError:
             raise LogIncomplete(
                 f"{self._commit(version)} is missing: the table has no such version, or its log was cleaned up"
             ) from None
-        return [json.loads(line) for line in content.split(b"\n") if line.strip()]
 
     def metadata(self, version: int) -> dict[str, Any]:
         """The metadata that `put` stored in a commit; empty for another writer's commit."""
@@ -319,6 +343,40 @@ class TableLog:
                 return metadata
         return {}
 
+    def batch_files(self, version: int, batch: int | None = None) -> BatchFiles:
+        """What a recent micro-batch committed up to a version. Raises LogIncomplete if the log no longer says.
+
+        batch: None is the last one; of that the result has what is left in the log.
+        """
+        is_last = batch is None
+        first, added = version + 1, list[DataFile]()
+        for number in range(version, -1, -1):
+            try:
+                actions = self.actions(number)
+            except LogIncomplete:
+                if is_last:
+                    break
+                raise
+            metadata = metadata_of(actions)
+            of = metadata.get("batch")
+            if of is None or MAINTENANCE in metadata:
+                continue
+            batch = of if batch is None else batch
+            if of < batch:
+                break
+            if of == batch:
+                first = number
+                added += [self.file(action) for action in added_by(actions)]
+        return BatchFiles(first, added)
+
+    def columns(self, partitions: Sequence[str], times: Collection[str]) -> Columns:
+        """The newest version's files as columns, which take a tenth of the memory of `files`. Raises as `state`.
+
+        partitions: the partition columns. times: columns with statistics.
+        """
+        version, rows = self._replay()
+        return Columns(version, columns_of(rows, partitions, times), _configuration(rows))
+
     def check_writable(self, actions: Iterable[Action]) -> bool:
         """Whether these actions contain the table's protocol. Raises CannotWrite if we do not support it."""
         for protocol in _of_kind(actions, "protocol"):
@@ -349,10 +407,12 @@ class TableLog:
         deletions: int = DELETIONS,
         *,
         delete_data: bool = False,
+        keep: int | None = None,
     ) -> Cleaned:
         """Write the state of a version, or of the newest, as one file, and delete expired log files.
 
         delete_data: also delete data files that left the table before its horizon (RETENTION_OF_TOMBSTONES).
+        keep: the log files from this version on stay.
         now: in milliseconds since 1970. deletions: the most files to delete, of the log and of data each.
         Raises as `state`.
         """
@@ -375,9 +435,50 @@ class TableLog:
             self._files.delete(f"{self._folder}/._last_checkpoint.crc")
             self._files.replace(f"{self._folder}/_last_checkpoint", encoded.pointer)
         if configuration.get("delta.enableExpiredLogCleanup", "true").lower() == "true":
-            log_files = self._cleaner.clean(expired_before(configuration, RETENTION_OF_THE_LOG, now), now, deletions)
+            before = expired_before(configuration, RETENTION_OF_THE_LOG, now)
+            log_files = self._cleaner.clean(before, now, deletions, keep)
             left += deletions if log_files == deletions else 0
         return Cleaned(len(paths) if delete_data else 0, log_files, left)
+
+    def clean(self, keep: int | None = None, now: int | None = None) -> Cleaned:
+        """As `checkpoint`, which deletes data too, for a log that has been neglected: everything expired goes at once.
+
+        The first checkpoint is of the last version that has expired, so that all log files before it may go.
+        """
+        now = _now() if now is None else now
+        configuration = self.definition().get("configuration") or {}
+        before = expired_before(configuration, RETENTION_OF_THE_LOG, now)
+        expired, last, superseding = self._expired(before), self._last_checkpoint(), -1
+        if (-1 if last is None else last.version) < expired < self.newest():
+            self.checkpoint(expired, now, keep=keep)
+            superseding = expired
+        data_files, log_files, _ = self.checkpoint(None, now, sys.maxsize, delete_data=True, keep=keep)
+        if configuration.get("delta.enableExpiredLogCleanup", "true").lower() == "true":
+            while count := self._cleaner.clean(before, now, DELETIONS, keep, superseding):
+                log_files += count
+        return Cleaned(data_files, log_files, 0)
+
+    def expired(self, keep: int | None = None, now: int | None = None) -> Cleaned:
+        """About what `clean` would delete: of log files the commits only. `left`: all commits in the log."""
+        now = _now() if now is None else now
+        rows = self._replay(tombstones=True).rows
+        configuration = _configuration(rows)
+        data_files = len(expired_tombstones(rows, expired_before(configuration, RETENTION_OF_TOMBSTONES, now)))
+        last = self._expired(expired_before(configuration, RETENTION_OF_THE_LOG, now))
+        end = last if keep is None else min(last, keep)
+        matches = (_COMMIT.fullmatch(status.name) for status in listed(self._files, self._folder))
+        commits = Counter(int(match[1]) < end for match in matches if match)
+        return Cleaned(data_files, commits[True], commits.total())
+
+    def _expired(self, before: int) -> int:
+        """The last version whose commit, and each one before it, was written before a time; -1 if there is none."""
+        version = -1
+        for status in listed(self._files, self._folder):
+            if match := _COMMIT.fullmatch(status.name):
+                if status.modified >= before:
+                    break
+                version = int(match[1])
+        return version
 
     def orphans(self, before: int) -> Iterator[str]:
         """URLs of data files that the log does not know, last changed before a time in milliseconds since 1970.
@@ -455,20 +556,41 @@ class TableLog:
         if commits and not self.has(version):
             raise LogIncomplete(f"{self._commit(version)} is missing: the table has no such version")
         rows = ROWS.empty_table() if start is None else self._rows_of(start, tombstones)
-        with ThreadPoolExecutor(_READERS) as threads:
-            try:
-                for first in range(0, len(commits), _COMMITS):
-                    added = rows_of_commits(threads.map(self.actions, commits[first : first + _COMMITS]))
-                    rows = newest_of_each(pa.concat_tables([rows, added]))
-            except BaseException:
-                threads.shutdown(cancel_futures=True)
-                raise
+        reduced_rows = rows.num_rows
+        for added in self._rows_of_commits(commits):
+            rows = pa.concat_tables([rows, added])
+            # Only once the rows have doubled: a log of 100,000 commits takes a time linear in its length.
+            if rows.num_rows > 2 * reduced_rows + _ACTIONS:
+                rows = newest_of_each(rows)
+                rows = rows if tombstones else without_removed(rows)
+                reduced_rows = rows.num_rows
+        if commits:
+            rows = newest_of_each(rows)
+            rows = rows if tombstones else without_removed(rows)
         if has_vectors(rows):
             raise CannotWrite(
                 f"{self.path} has deletion vectors, which the lake's code cannot read. Drop them: ALTER TABLE ... "
                 "SET TBLPROPERTIES (delta.enableDeletionVectors = false), then REORG TABLE ... APPLY (PURGE)"
             )
         return _Replay(version, rows)
+
+    def _rows_of_commits(self, versions: Sequence[int]) -> Iterator[pa.Table]:
+        """The actions of these commits as rows, oldest first. Raises LogIncomplete."""
+        waiting, count = list[list[Action]](), 0
+        with ThreadPoolExecutor(_READERS) as threads:
+            try:
+                for first in range(0, len(versions), _COMMITS):
+                    for content in threads.map(self._content, versions[first : first + _COMMITS]):
+                        waiting.append(_actions_of(content))
+                        count += len(waiting[-1])
+                        if count >= _ACTIONS:
+                            yield rows_of_commits(waiting)
+                            waiting, count = [], 0
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
+        if waiting:
+            yield rows_of_commits(waiting)
 
     def _rows_of(self, checkpoint: Checkpoint, tombstones: bool) -> pa.Table:
         try:
@@ -479,6 +601,10 @@ class TableLog:
                 f"{self.path} has checkpoints of version 2, which the lake's code cannot read. Drop them: "
                 "ALTER TABLE ... DROP FEATURE v2Checkpoint"
             ) from None
+
+
+def _actions_of(content: bytes) -> list[Action]:
+    return [json.loads(line) for line in content.split(b"\n") if line.strip()]
 
 
 def _is_whole(path: str) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 
+from lake.delta.beside import Beside
 from lake.delta.files import Files
 from lake.delta.frames import cut, read_rows, span_of, typed
 from lake.delta.live import LiveFiles
-from lake.delta.log import MAINTENANCE, DataFile, TableLog, added_by, redefines, removed_by
+from lake.delta.log import Action, DataFile, TableLog, added_by
 from lake.delta.parquet import as_stored, encoded_file
 from lake.tables import Table
 
@@ -46,11 +47,9 @@ def rewrite(
         added = list(threads.map(lambda rows: log.add(encoded_file(table, as_stored(table, rows.to_arrow()))), pieces))
     if not added and not replaced:
         return sorted(left)
-    while not log.put(version + 1, {MAINTENANCE: "rewrite"}, added, replaced):
-        version += 1
-        actions = log.actions(version)
-        lost = removed_by(actions) & {file.add["path"] for file in replaced}
-        others = LiveFiles(table, [log.file(action) for action in added_by(actions)])
-        if lost or others.touching(new_spans) or redefines(actions):
-            return sorted(spans)
-    return sorted(left)
+
+    def conflicts(actions: Sequence[Action]) -> bool:
+        return bool(LiveFiles(table, [log.file(action) for action in added_by(actions)]).touching(new_spans))
+
+    conflict = Beside(log, version, "rewrite").commit(added, replaced, conflicts=conflicts)
+    return sorted(spans if conflict else left)

@@ -151,10 +151,12 @@ class Slices:
             rows_by_span = {self._first_span(file): rows for file, rows in zip(added, change.pieces, strict=True)}
             self._sink.changed(self.table, rows_by_span, firsts - rows_by_span.keys(), change.upserts)
 
-    def reorganize(self, removed: Sequence[DataFile], added: Sequence[DataFile], data_change: bool = False) -> bool:
+    def reorganize(
+        self, removed: Sequence[DataFile], added: Sequence[DataFile], dropped_before: datetime | None = None
+    ) -> bool:
         """As LakeWriter.reorganize; the sink gets the new files' rows."""
         firsts = {self._first_span(file) for file in removed} if self._sink else set()
-        if not self._writer.reorganize(self.table, removed, added, data_change):
+        if not self._writer.reorganize(self.table, removed, added, dropped_before):
             return False
         with self._lock:
             for file in removed:

@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from lake.delta.drop import dropped, is_older
 from lake.delta.files import Files
 from lake.delta.live import LiveFiles
 from lake.delta.log import (
@@ -131,6 +133,8 @@ class _TableState:
     committed_at: float | None = None
     # What checkpoints have deleted since the start, and what the last one left.
     cleaned: Cleaned = _NOTHING
+    # The log files from this version on are needed by a start; None: no older ones than usual.
+    needed_since: int | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -314,36 +318,44 @@ class LakeWriter:
         return self._tables[table.qualified_name].log.files_since(columns, since)
 
     def reorganize(
-        self, table: Table, removed: Sequence[DataFile], added: Sequence[DataFile], data_change: bool = False
+        self,
+        table: Table,
+        removed: Sequence[DataFile],
+        added: Sequence[DataFile],
+        dropped_before: datetime | None = None,
     ) -> bool:
-        """Replace files by files of the same rows (data_change: by other rows), between micro-batches.
+        """Replace files by files of the same rows, between micro-batches.
 
-        Returns False, without a change, if a file to remove is no longer live. Raises Fenced.
+        dropped_before: the removed rows go, since they are from before this time. Returns False, without a change, if a
+        file to remove is no longer live. Raises Fenced.
         """
         state = self._tables[table.qualified_name]
         with state.lock:
             if state.live is None or not state.live.has(removed):
                 return False
             try:
-                self._put(state, added, removed, self._of_upkeep(state), data_change)
+                if dropped_before:
+                    self._put_drop(state, removed, dropped_before)
+                else:
+                    self._put(state, added, removed, self._of_upkeep(state), data_change=False)
             except Changed:
                 return False
             state.live.replace([file.add["path"] for file in removed], added)
             return True
 
-    def drop(self, table: Table, is_dropped: Callable[[DataFile], bool]) -> list[DataFile]:
-        """Remove these files with their rows from a table that is only appended to, between micro-batches.
+    def drop(self, table: Table, before: datetime) -> list[DataFile]:
+        """Remove files with only rows from before a time from an append-only table, between micro-batches.
 
         Returns the removed files: none if maintenance commits at the same time. Raises Fenced, StoreError.
         """
         state = self._tables[table.qualified_name]
         with state.lock:
             self.catch_up(table)
-            removed = [file for file in state.log.files(state.version) if is_dropped(file)]
+            removed = [file for file in state.log.files(state.version) if is_older(file, table, before)]
             state.live = LiveFiles(table, removed)
             try:
                 if removed:
-                    self._put(state, [], removed, self._of_upkeep(state))
+                    self._put_drop(state, removed, before)
             except Changed:
                 return []
             finally:
@@ -355,11 +367,13 @@ class LakeWriter:
         state = self._tables[table.qualified_name]
         with state.lock:
             self.catch_up(table)
-            definition = state.log.definition(state.version)
-            configuration = definition.get("configuration") or {}
+            configuration = state.log.definition(state.version).get("configuration") or {}
             if not configuration.items() >= properties.items():
-                definition = {**definition, "configuration": {**configuration, **properties}}
-                self._put(state, [], [], self._of_upkeep(state), definition=definition)
+                self._put(state, [], [], self._of_upkeep(state), properties=lambda _: properties)
+
+    def _put_drop(self, state: _TableState, removed: Sequence[DataFile], before: datetime) -> None:
+        """Remove files, and record that rows from before a time are dropped."""
+        self._put(state, [], removed, self._of_upkeep(state), properties=partial(dropped, before=before))
 
     def _of_upkeep(self, state: _TableState) -> dict[str, Any]:
         # With the last micro-batch's metadata, as in a claim: cleaning the log must not delete it.
@@ -386,16 +400,7 @@ class LakeWriter:
     def files_of(self, table: Table, batch: int) -> list[DataFile]:
         """The data files that a recent micro-batch added to the table."""
         state = self._tables[table.qualified_name]
-        added: list[DataFile] = []
-        for number in range(state.version, -1, -1):
-            actions = state.log.actions(number)
-            metadata = metadata_of(actions)
-            of = None if MAINTENANCE in metadata else metadata.get("batch")
-            if of == batch:
-                added += [state.log.file(action) for action in added_by(actions)]
-            elif of is not None and of < batch:
-                break
-        return added
+        return state.log.batch_files(state.version, batch).files
 
     def metadata_since(self, table: Table, version: int) -> Iterator[dict[str, Any]]:
         """The metadata of the commits after a version, oldest first. Raises FileNotFoundError if one is missing."""
@@ -443,11 +448,23 @@ class LakeWriter:
         removed: Sequence[DataFile],
         metadata: dict[str, Any],
         data_change: bool = True,
-        definition: dict[str, Any] | None = None,
+        properties: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None,
     ) -> None:
-        """Commit a version. Raises Fenced, and Changed if a file to remove is no longer live."""
-        options: dict[str, Any] = {"data_change": data_change, "definition": definition}
-        while not state.log.put(state.version + 1, metadata, added, removed, (APPLICATION, self.epoch), **options):
+        """Commit a version. Raises Fenced, and Changed if a file to remove is no longer live.
+
+        properties: new ones of the table, from those that it has.
+        """
+
+        def put() -> bool:
+            definition = None
+            if properties:
+                definition = state.log.definition(state.version)
+                configuration = definition.get("configuration") or {}
+                definition = {**definition, "configuration": {**configuration, **properties(configuration)}}
+            options: dict[str, Any] = {"data_change": data_change, "definition": definition}
+            return state.log.put(state.version + 1, metadata, added, removed, (APPLICATION, self.epoch), **options)
+
+        while not put():
             if state.log.metadata(state.version + 1) == json.loads(json.dumps(metadata)):
                 # It is our own commit: only the store's answer was lost.
                 break
@@ -468,6 +485,10 @@ class LakeWriter:
         if is_due and (state.checkpointed is None or state.checkpointed < state.version):
             self._background.submit(self._checkpoint, state)
 
+    def keep_log(self, table: Table, since: int) -> None:
+        """Keep the log files from a version on, however old they become."""
+        self._tables[table.qualified_name].needed_since = since
+
     def cleaned(self, table: Table) -> Cleaned:
         """What the table's checkpoints have deleted since the start, and what the last one left."""
         return self._tables[table.qualified_name].cleaned
@@ -475,7 +496,8 @@ class LakeWriter:
     def _checkpoint(self, state: _TableState) -> None:
         state.tidied_at, version = time.monotonic(), state.version
         try:
-            cleaned, before = state.log.checkpoint(delete_data=self.deletes_data), state.cleaned
+            cleaned = state.log.checkpoint(delete_data=self.deletes_data, keep=state.needed_since)
+            before = state.cleaned
             state.cleaned = Cleaned(
                 before.data_files + cleaned.data_files, before.log_files + cleaned.log_files, cleaned.left
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -19,13 +20,17 @@ from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
+from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lake.contract import CURRENT_ORDER, TICK_ORDER, Pair
+from lake.delta.drop import dropped_before
 from lake.delta.files import Files
 from lake.delta.log import LogIncomplete, TableLog
+from lake.delta.overtaken import explained, overtaken
 from lake.delta.parquet import arrow_schema, arrow_type
 from lake.delta.rewrite import rewrite
 from lake.gold import derive
@@ -61,6 +66,9 @@ LOOKS_TOGETHER = 100_000
 ROWS_A_PIECE = 5_000
 # More partitions than cores: a task has few pairs.
 PARTITIONS_A_CORE = 4
+
+LOOKS_BACK = 2 * HOUR
+"""Rows of a day need no ticks from so long before it, with an hour for clocks that differ."""
 
 # A tick that feeds gold, as the shuffle carries it; times in microseconds since 1970.
 _FEED = {
@@ -135,6 +143,35 @@ class Snapshot:
         """The table's rows."""
         version = self.versions[table.qualified_name]
         return self.spark.read.format("delta").option("versionAsOf", version).load(table.path(self.root))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raises Overtaken if reading fails since the tables' history has passed, and FileLost if a file is missing."""
+        try:
+            yield
+        except (PySparkException, Py4JJavaError, OSError) as error:
+            for name, version in self.versions.items():
+                if cause := self._cause(name, version, str(error)):
+                    raise cause from error
+            raise
+
+    def _cause(self, name: str, version: int, text: str) -> Exception | None:
+        log = TableLog(self.files, f"{self.root}/{name.replace('.', '/')}")
+        newest = log.state()
+        try:
+            read = log.state(version)
+        except LogIncomplete:
+            return overtaken(name, version, newest.configuration)
+        return explained(text, name, version, read.files, newest.files, newest.configuration)
+
+    def dropped_before(self, table: Table) -> datetime | None:
+        """The time before which the table's rows may have been dropped because of their age; None if none were."""
+        try:
+            definition = TableLog(self.files, table.path(self.root)).definition()
+        except LogIncomplete:
+            # A lake of an earlier version lacks tables.
+            return None
+        return dropped_before(definition.get("configuration") or {})
 
     def rewrite(self, table: Table, spans: Collection[int], rows: pl.DataFrame) -> list[int]:
         """Replace all rows of these spans by `rows`. Returns the spans not replaced: others wrote them meanwhile."""

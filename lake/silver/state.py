@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from lake.delta.files import Files
 from lake.delta.writer import LakeWriter
 from lake.silver.deduplicate import Delta, Seen
 from lake.silver.gaps import EarlyReports
@@ -69,7 +70,7 @@ def _folder(root: str) -> str:
 def restore(lake: LakeWriter) -> State:
     """Read the state as of the newest commit, and write a snapshot of it. Raises StateLost."""
     newest = lake.version(SILVER_TICKS)
-    snapshots = [version for version in _snapshots(lake) if version <= newest]
+    snapshots = [version for version in _snapshots(lake.files, lake.root) if version <= newest]
     if not snapshots and "seen" in lake.metadata(SILVER_TICKS):
         # Commits of a version 1 lake have the whole state.
         state = State().after(lake.metadata(SILVER_TICKS))
@@ -99,10 +100,17 @@ def keep(lake: LakeWriter, state: State, version: int) -> None:
     """Write a snapshot of the state as of a version of silver.ticks, and delete old ones."""
     content = gzip.compress(json.dumps(state.to_json(), separators=(",", ":")).encode(), compresslevel=1)
     lake.files.replace(f"{_folder(lake.root)}/{version:020d}{_SUFFIX}", content)
-    for old in sorted(_snapshots(lake))[:-KEPT_SNAPSHOTS]:
+    # A start reads the commits that follow.
+    lake.keep_log(SILVER_TICKS, version + 1)
+    for old in sorted(_snapshots(lake.files, lake.root))[:-KEPT_SNAPSHOTS]:
         lake.files.delete(f"{_folder(lake.root)}/{old:020d}{_SUFFIX}")
 
 
-def _snapshots(lake: LakeWriter) -> list[int]:
-    names = (status.name for status in lake.files.list(_folder(lake.root)))
+def needed_since(files: Files, root: str) -> int:
+    """The first version of silver.ticks whose commit a start may read: the log must not be cleaned further."""
+    return max(_snapshots(files, root), default=-1) + 1
+
+
+def _snapshots(files: Files, root: str) -> list[int]:
+    names = (status.name for status in files.list(_folder(root)))
     return [int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)]

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Hashable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
@@ -15,6 +16,8 @@ from batch.prove import Check, prove
 from batch.recompute import recompute
 from conf.settings import Settings
 from lake.delta.files import files_of
+from lake.delta.log import TableLog
+from lake.delta.overtaken import FileLost, Overtaken
 from lake.gold.recompute import ALWAYS, Period, Snapshot, fill_price_5s
 from lake.rules import gold_rules
 from lake.tables import (
@@ -32,6 +35,7 @@ from lake.tables import (
     Table,
 )
 from lake.times import DAY, to_micros
+from tests.batch.neglected import maintain
 from tests.lakes import rows_of
 from tests.micro_batches import START, in_kafka, lake_in, market, write
 from tests.oracle import Record, lake_of
@@ -195,6 +199,26 @@ def test_the_five_seconds_of_a_lake_without_any_are_those_of_its_ticks(spark: Sp
     filled = dict(fill_price_5s(spark, lake.lake_root, FILES, gold_rules(lake), datetime.now(UTC)))
     assert sum(filled.values()) == len(before)
     assert changed(before, rows_of(lake.lake_root, GOLD_PRICE_5S)) == []
+
+
+def test_a_proof_that_is_overtaken_says_so_and_a_lost_file_is_damage(spark: SparkSession, tmp_path: Path) -> None:
+    """The files of its version are replaced, and deleted after the history, while it reads."""
+    settings = lake_in(tmp_path, history_minutes=30)
+    values = market(random.Random(5))[:300]
+    write(None, settings, [in_kafka(values[:200]), in_kafka(values[200:], first=200)])
+    snapshot = Snapshot.newest(spark, settings.lake_root, FILES)
+    write(None, settings, [in_kafka([values[0]], first=300)], first=2)
+    for minutes in (0, 40):
+        maintain(settings, ahead=timedelta(minutes=minutes, seconds=1))
+    with pytest.raises(Overtaken, match=r"history is 30 minutes \(setting history_minutes\)"), snapshot.reading():
+        snapshot.read(BRONZE_TICKS).collect()
+    snapshot = Snapshot.newest(spark, settings.lake_root, FILES)
+    with snapshot.reading():
+        assert len(snapshot.read(BRONZE_TICKS).collect()) == 301
+    file = TableLog(FILES, BRONZE_TICKS.path(settings.lake_root)).files()[0]
+    FILES.delete(file.path)
+    with pytest.raises(FileLost, match=Path(file.path).name), snapshot.reading():
+        snapshot.read(BRONZE_TICKS).collect()
 
 
 def test_each_kind_of_damage_is_named_and_repaired_where_bronze_allows_it(spark: SparkSession, lake: Settings) -> None:

@@ -6,7 +6,7 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
@@ -41,13 +41,14 @@ PATIENCE = 600.0
 class Stream:
     """The streaming job, started again whenever it ends, until told to finish."""
 
-    def __init__(self, settings: Settings, logs: Path, on: str = "local") -> None:
+    def __init__(self, settings: Settings, logs: Path, on: str = "local", more: Sequence[str] = ()) -> None:
+        """more: arguments of the job."""
         self._logs = logs
         self._files = hdfs.InsecureClient(settings.webhdfs_url)
         self._gold = [table.path(urlsplit(settings.lake_root).path) for table in GOLD]
         names = ("lake_root", "ticks_topic", "rejects_topic", "gaps_topic")
         given = [text for name in names for text in ("--" + name.replace("_", "-"), str(getattr(settings, name)))]
-        self._command = ["./spark-submit.sh", "--on", on, "streaming/ticks.py", "--conf", str(TEST_CONF), *given]
+        self._command = ["./spark-submit.sh", "--on", on, "streaming/ticks.py", "--conf", str(TEST_CONF), *given, *more]
         self._process: psutil.Popen | None = None
         self._ended = threading.Event()
         self.starts: list[float] = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from deltalake import DeltaTable
 
 from conf.settings import Settings
 from lake.delta import compact, frames
+from lake.delta.drop import DROPPED_BEFORE, UnknownTable
 from lake.delta.files import LocalDisk
 from lake.delta.log import TableLog
 from lake.delta.parquet import ContentsDiffer
@@ -38,7 +40,7 @@ from lake.tables import (
 from streaming import upkeep as upkeep_module
 from streaming.lakehouse import Lakehouse
 from streaming.status import Subject
-from streaming.upkeep import UnknownTable, Upkeep
+from streaming.upkeep import Upkeep
 from tests.lake.gold.test_update import delivered
 from tests.lakes import wrong_gaps, wrong_rows
 from tests.micro_batches import START, in_kafka, lake_in, opened, pieces, write, write_one
@@ -331,8 +333,12 @@ def test_old_rows_are_dropped_where_the_settings_say_so(tmp_path: Path) -> None:
     assert {table: left[table] for table in STREAMED if table != SILVER_TICKS} == {
         table: counts[table] for table in STREAMED if table != SILVER_TICKS
     }
+    properties = TableLog(LocalDisk(), SILVER_TICKS.path(settings.lake_root)).state().configuration
+    assert datetime.fromisoformat(properties[DROPPED_BEFORE]) > cut
     upkeep = tended(house, settings, ahead=START.timestamp() + 30 * DAY - time.time())
     upkeep._sweep()
+    assert TableLog(LocalDisk(), GOLD_PRICE_1M.path(settings.lake_root)).property(DROPPED_BEFORE)
+    assert not TableLog(LocalDisk(), GOLD_PRICE_5S.path(settings.lake_root)).property(DROPPED_BEFORE)
     assert read(settings.lake_root, SILVER_TICKS).num_rows == read(settings.lake_root, GOLD_PRICE_1M).num_rows == 0
     assert read(settings.lake_root, GOLD_PRICE_5S).num_rows == counts[GOLD_PRICE_5S]
 
@@ -379,3 +385,21 @@ def test_a_join_that_would_lose_a_row_fails_before_its_commit(tmp_path: Path, mo
     wrong = [type(file)({**file.add, "stats": '{"numRecords": 1}'}, file.path) for file in group]
     with pytest.raises(ContentsDiffer, match="rows, not"):
         compact.join(LocalDisk(), SILVER_TICKS, wrong)
+
+
+def test_a_trickle_of_ticks_keeps_the_commits_that_a_start_needs(tmp_path: Path) -> None:
+    """Each micro-batch comes hours after the last: the log is cleaned, but not of the state since its last snapshot."""
+    records = in_kafka(delivered(random.Random(9)))
+    settings = lake_in(tmp_path, history_minutes=1)
+    parts = pieces(records, random.Random(9), 8)
+    house = opened(settings)
+    log = TableLog(LocalDisk(), SILVER_TICKS.path(settings.lake_root))
+    for batch, part in enumerate(parts[:6]):
+        write_one(house, part, batch)
+        house.writer.tidy(SILVER_TICKS, 0.0)
+        house.writer._background.submit(lambda: None).result()
+        for path in Path(log.path.removeprefix("file:")).rglob("*"):
+            os.utime(path, (time.time() - 7_200 * (6 - batch),) * 2)
+    # kill -9: the driver does not say goodbye.
+    write(None, settings, parts[6:], first=6)
+    assert wrong_rows(settings.lake_root, lake_of(records)) == {}
