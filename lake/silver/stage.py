@@ -85,6 +85,8 @@ class Staged:
     rejected: list[InstrumentId] = field(default_factory=list)
     # By partition and offset.
     reports: list[Gap] = field(default_factory=list)
+    # By topic and partition: the first and the last offset.
+    offsets: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
 
     def add(self, other: Staged) -> None:
         """Add the result of other records."""
@@ -94,6 +96,13 @@ class Staged:
         self.ticks += other.ticks
         self.rejected += other.rejected
         self.reports += other.reports
+        for place, (first, last) in other.offsets.items():
+            lowest, highest = self.offsets.get(place, (first, last))
+            self.offsets[place] = (min(first, lowest), max(last, highest))
+
+    def offsets_to_json(self) -> list[list[str | int]]:
+        """topic, partition, first and last offset, sorted."""
+        return [[*place, *ends] for place, ends in sorted(self.offsets.items())]
 
     def of(self, table: Table) -> list[Action]:
         """The files of a table."""
@@ -163,6 +172,9 @@ class _Part:
         self._quarantined.append(contents.quarantined)
         self._staged.rejected += contents.rejected_ids
         self._staged.reports += contents.reports
+        ends = records.group_by(["topic", "partition"]).aggregate([("offset", "min"), ("offset", "max")])
+        for topic, partition, first, last in zip(*(column.to_pylist() for column in ends.columns), strict=True):
+            self._staged.add(Staged(offsets={(topic, partition): (first, last)}))
         self.records += records.num_rows
         self.bytes += records.nbytes
 
