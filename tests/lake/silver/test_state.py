@@ -55,7 +55,7 @@ def snapshots(settings: Settings) -> list[Path]:
 def known(of: State) -> object:
     """All that matters, comparable."""
     kept = json.loads(json.dumps(of.to_json()))
-    for name in ("instruments", "rejected", "producers", "minutes"):
+    for name in ("instruments", "rejected", "producers", "minutes", "sequences"):
         kept["seen"][name].sort()
     kept["early"]["waiting"].sort(key=str)
     return kept
