@@ -73,6 +73,10 @@ class CannotWrite(RuntimeError):
     """The table has features that the lake's writer does not support."""
 
 
+class LogDamaged(RuntimeError):
+    """A file of the log is empty or cut short, as after a power cut."""
+
+
 class LogIncomplete(FileNotFoundError):
     """The log lacks a commit that the version needs."""
 
@@ -178,7 +182,7 @@ class TableLog:
     def actions(self, version: int) -> list[Action]:
         """A commit's actions: each maps its kind (`add`, `remove`, `commitInfo`, ...) to its content.
 
-        Raises LogIncomplete if the commit is missing.
+        Raises LogIncomplete if the commit is missing, and LogDamaged if it is empty or cut short.
         """
         try:
             content = self._files.read(self._commit(version))
@@ -186,7 +190,17 @@ class TableLog:
             raise LogIncomplete(
                 f"{self._commit(version)} is missing: the table has no such version, or its log was cleaned up"
             ) from None
-        return [json.loads(line) for line in content.split(b"\n") if line.strip()]
+        try:
+            actions = [dict(json.loads(line)) for line in content.split(b"\n") if line.strip()]
+        except (ValueError, TypeError):
+            actions = []
+        if not actions:
+            raise LogDamaged(
+                f"{self._commit(version)} is empty or cut short: bring it back from a copy. If there is none and it "
+                "is the newest of its log, move it away, and let --rebuild make silver and gold anew from bronze; the "
+                "records of a lost commit of bronze are then read from Kafka once more."
+            )
+        return actions
 
     def metadata(self, version: int) -> dict[str, Any]:
         """The metadata that `put` stored in a commit; empty for another writer's commit."""
@@ -464,6 +478,11 @@ class TableLog:
         try:
             urls = [f"{self._folder}/{name}" for name in checkpoint.names()]
             return pa.concat_tables(rows_of_checkpoint(self._files.read(url), tombstones) for url in urls)
+        except pa.ArrowInvalid as error:
+            raise LogDamaged(
+                f"the checkpoint of version {checkpoint.version} in {self._folder} is empty or cut short ({error}): "
+                "bring it back from a copy, or move it away, if the log still has all commits since the one before it."
+            ) from error
         except UnknownFormat:
             raise CannotWrite(
                 f"{self.path} has checkpoints of version 2, which the lake's code cannot read. Drop them: "
