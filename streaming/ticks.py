@@ -55,6 +55,8 @@ from streaming.status import Subject, jvm_of, served
 logger = logging.getLogger("streaming.ticks")
 
 WRONG_CHECKPOINT, FENCED = 3, 4
+# Errors of a micro-batch whose message says what to do.
+NAMED = (CheckpointError, Fenced, CannotWrite, StoreError)
 # WebHDFS answers so soon after the NameNode's own port.
 START_SECONDS = 10
 
@@ -206,8 +208,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         follows = rebuild(spark, settings) if settings.rebuild else None
         lakehouse = resume(spark, settings, sink)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
-        with served(settings, Subject(settings, lakehouse, lease, jvm_of(spark))):
-            run(start(spark, settings, lakehouse, follows), lakehouse, stop)
+        try:
+            with served(settings, Subject(settings, lakehouse, lease, jvm_of(spark))):
+                run(start(spark, settings, lakehouse, follows), lakehouse, stop)
+        except StreamingQueryException:
+            # It has only the message of an error in a micro-batch.
+            if isinstance(lakehouse.failure, NAMED):
+                raise lakehouse.failure from None
+            raise
     except (SettingsChanged, OtherVersion, CannotWrite) as error:
         logger.error("%s", error)
         return USAGE_ERROR
@@ -224,9 +232,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("the lake's files cannot be reached (lake_root, webhdfs_url): %s", error)
         return 1
     except StreamingQueryException as error:
-        if lakehouse.fenced:
-            logger.error("%s; this one wrote nothing since", lakehouse.fenced)
-            return FENCED
         logger.error("the query failed: %s", error)
         return 1
     finally:
