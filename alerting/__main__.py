@@ -127,7 +127,7 @@ class Alerting:
         resumes = self._resume(reader)
         committed_at = 0.0
         while not stop.is_set():
-            lines: list[str] = []
+            raised: list[tuple[Alert, str]] = []
             rows: list[tuple[bytes, bytes]] = []
             for partition, records in reader.poll(POLL_MS).items():
                 self.figures.read(records)
@@ -136,8 +136,7 @@ class Alerting:
                     if alert is None or record.offset < resumes[partition]:
                         continue
                     value = message(alert, rules.alerts, datetime.now(UTC))
-                    lines.append(value.decode())
-                    self.figures.raised(alert)
+                    raised.append((alert, value.decode()))
                     if time.time() - alert.opened_at / 1e6 <= self.settings.alert_stale_seconds or alert.closed_at:
                         rows.append((":".join(alert.pair).encode(), value))
             if reader.is_new or not reader.consumer.assignment():
@@ -145,7 +144,8 @@ class Alerting:
             if rows or time.monotonic() - committed_at > COMMIT_SECONDS:
                 self._commit(reader, producer, rows, resumes)
                 committed_at = time.monotonic()
-            for line in lines:
+            for alert, line in raised:
+                self.figures.raised(alert)
                 self.tell(line)
 
     def _commit(

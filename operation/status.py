@@ -234,7 +234,10 @@ def _process(status: Status) -> str:
 
 def _ingestion(status: Status) -> Iterator[tuple[str, str]]:
     for name, feed in status["feeds"].items():
-        up = f"up, last tick {feed['tickless_seconds']:.1f} s ago" if feed["up"] else "not connected"
+        up = "not connected"
+        if feed["sockets_up"]:
+            connected = f"{feed['sockets_up']} of {feed['sockets']} connections up"
+            up = f"{connected}, last tick {feed['tickless_seconds']:.1f} s ago"
         yield "venue", f"{name}: {up}; {feed['ticks']:,} ticks, {feed['rejected']:,} rejected, {feed['gaps_open']} gaps"
     yield (
         "ingestion",

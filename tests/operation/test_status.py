@@ -176,7 +176,13 @@ def test_a_healthy_suite_is_shown_from_the_venue_to_gold(
         first = [next(number for number, line in enumerate(lines) if line.split()[:1] == [part]) for part in parts]
         assert first == sorted(first)
         assert len(shown.stdout.splitlines()) <= 30, "it is one screen"
-        for text in ("binance: up, last tick", "answers; broker", "micro-batch 0 ended", "webhook: 0 sent", "1 files"):
+        for text in (
+            "binance: 1 of 1 connections up, last tick",
+            "answers; broker",
+            "micro-batch 0 ended",
+            "webhook: 0 sent",
+            "1 files",
+        ):
             assert text in shown.stdout
         told = json.loads(status(conf, "--json").stdout)
         assert told["programs"]["streaming"][0]["status"]["tables"]["silver.ticks"]["version"] >= 1
