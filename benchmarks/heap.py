@@ -1,11 +1,12 @@
-"""How much heap the NameNode, the SecondaryNameNode and the DataNode need for a file.
+"""How much heap the NameNode and the DataNode need for a file.
 
     python -m benchmarks.heap [--files 300000] [--folder DIR] [--conf FILE]
 
 Starts an HDFS of its own, on the ports of the settings, without files and then with so many files of one block each.
 Prints for each daemon the bytes that are left after a full garbage collection. The files come from an image of the
 NameNode and from blocks on the DataNode's disk, 8 KB a file: their creation one by one would take an hour. Needs a JDK
-(jcmd) and 2 GB of memory. Exit codes: those of scripts/services.
+(jcmd) and 2 GB of memory. The SecondaryNameNode is not shown: it has the same files in memory, after its first merge.
+Exit codes: those of scripts/services.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ VIEWER = "org.apache.hadoop.hdfs.tools.offlineImageViewer.OfflineImageViewerPB"
 def live_bytes(settings: Settings) -> dict[str, int]:
     """Daemon -> bytes of its heap in use after a full garbage collection."""
     result = {}
-    for daemon in daemons(settings, ["hdfs"]):
+    for daemon in (daemon for daemon in daemons(settings, ["hdfs"]) if daemon.name in ("namenode", "datanode")):
         process = daemon.process()
         assert process is not None, f"{daemon.name} does not run"
         jcmd = [f"{java_home()}/bin/jcmd", str(process.pid)]

@@ -21,11 +21,11 @@ from services.web import ask, beans
 NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
 DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
 SECONDARY = "org.apache.hadoop.hdfs.server.namenode.SecondaryNameNode"
-# Measured with 300,000 files of one block and names as long as the lake's: a file takes 310 bytes of the NameNode's
-# heap and 71 of the DataNode's; without files they take 30 and 20 MB. At the default horizons the lake has some 250,000
+# Measured with 300,000 files of one block (python -m benchmarks.heap): a file takes 300 bytes of the NameNode's heap
+# and 68 of the DataNode's; without files they take 37 and 24 MB. At the default horizons the lake has some 250,000
 # files. 512 MB suffice for twice as many: what lives long has two thirds of the heap, and needs room for garbage.
 NAMENODE_HEAP = "512m"
-BYTES_PER_FILE, BYTES_WITHOUT_FILES = 310, 30 << 20
+BYTES_PER_FILE, BYTES_WITHOUT_FILES = 300, 37 << 20
 # Seconds between two merges of the NameNode's log of changes into its image.
 CHECKPOINT_SECONDS = 3600
 # Entries of a folder: the default of dfs.namenode.fs-limits.max-directory-items.
