@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,11 +21,11 @@ from deltalake import DeltaTable
 from batch import maintain as maintain_job
 from batch.file_report import surveyed
 from batch.maintain import Joined, Joining, here
-from conf.settings import PROJECT
+from conf.settings import PROJECT, Settings
 from lake.delta import frames
 from lake.delta.beside import Beside
 from lake.delta.drop import DROPPED_BEFORE
-from lake.delta.files import LocalDisk
+from lake.delta.files import Files, FileStatus, LocalDisk, files_of
 from lake.delta.inventory import Inventory
 from lake.delta.log import MAINTENANCE, DataFile, TableLog
 from lake.delta.writer import LakeWriter
@@ -42,7 +42,7 @@ from lake.tables import (
 from tests.batch.neglected import age, live_files, log_files, maintain, neglected, problems, stored_files
 from tests.conftest import TEST_CONF
 from tests.lakes import wrong_gaps, wrong_rows
-from tests.micro_batches import START, opened, write, write_one
+from tests.micro_batches import QUERY, START, opened, write, write_one
 from tests.oracle import lake_of
 from tests.programs import wait_until
 
@@ -408,6 +408,29 @@ def test_the_job_says_what_it_would_do_in_json_and_draws(tmp_path: Path, capsys:
     with pytest.raises(SystemExit, match="2"):
         maintain_job.main(["--lake-root", f"file:{tmp_path / 'nowhere'}"])
     assert "there is no lake" in capsys.readouterr().err
+
+
+@pytest.mark.services
+def test_a_lake_on_hdfs_is_maintained_and_reported(running: Callable[..., Settings], tmp_path: Path) -> None:
+    """The number and bytes of its files as HDFS counts them."""
+    _, records, parts = neglected(tmp_path, 18, 8)
+    hdfs = running("hdfs")
+    root = f"{hdfs.lake_root}/maintained"
+    settings = hdfs.model_copy(update={"lake_root": root, "checkpoint": f"{root}/_checkpoints/ticks"})
+    files = files_of(root, settings.webhdfs_url)
+    files.write(f"{settings.checkpoint_location}/metadata", json.dumps({"id": QUERY}).encode())
+    write(None, settings, parts)
+    assert problems(maintain(settings, files=files)) == []
+    report = surveyed(files, root, BRONZE_TICKS)
+    stored = list(_all_files(files, BRONZE_TICKS.path(root)))
+    assert (report.stored_files, report.stored_bytes) == (len(stored), sum(status.size for status in stored))
+    assert report.files == 2 < len(stored)
+    assert wrong_rows(root, lake_of(records)) == {}
+
+
+def _all_files(files: Files, folder: str) -> Iterator[FileStatus]:
+    for status in files.list(folder):
+        yield from _all_files(files, f"{folder}/{status.name}") if status.is_folder else [status]
 
 
 def test_a_killed_job_leaves_a_lake_that_the_next_one_finishes(tmp_path: Path) -> None:
