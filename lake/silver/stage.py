@@ -14,11 +14,12 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
@@ -32,7 +33,7 @@ from lake.silver.gaps import Gap
 from lake.silver.judge import InstrumentId
 from lake.silver.read import Contents, read, unreadable, with_notional
 from lake.tables import BRONZE_TICKS, SILVER_QUARANTINE, SILVER_TICKS, Table
-from lake.times import EPOCH, MINUTE, SECOND
+from lake.times import EPOCH, MINUTE, SECOND, to_micros
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ RECORDS_A_LOOK = 10_000
 BYTES_A_LOOK = 16 << 20
 # Up to so many rows the driver reads files again itself: faster than a Spark job.
 FEW = 20_000
+# A time of Kafka's before or after these is stored as the first or the last of them; microseconds since 1970.
+KAFKA_TIMES = (to_micros(datetime(1900, 1, 1, tzinfo=UTC)), to_micros(datetime(9999, 12, 31, tzinfo=UTC)))
 _TIMES = ("event_time", "received_at")
 # What may be raised because of what a record contains. Polars' own is no Exception.
 RECORD_ERRORS = (Exception, pl.exceptions.PanicException)
@@ -323,6 +326,11 @@ def _write_file(table: Table, rows: pa.Table, plan: Plan) -> Action:
 
 
 def _bronze(records: pa.Table) -> pa.Table:
+    # Kafka takes times of any year; Spark and Python read only these.
+    times = records["kafka_timestamp"].cast(pa.int64())
+    times = pc.min_element_wise(pc.max_element_wise(times, KAFKA_TIMES[0]), KAFKA_TIMES[1] - 1)
+    index = records.schema.get_field_index("kafka_timestamp")
+    records = records.set_column(index, "kafka_timestamp", times.cast(pa.timestamp("us", "UTC")))
     date = records["ingested_at"].cast(pa.date32())
     return records.append_column("ingest_date", date).select(list(BRONZE_TICKS.column_names))
 
