@@ -75,6 +75,8 @@ options_of() { # the `key value` lines of a file in conf/
 
 jars_here=$PROJECT/.tickhouse/jars/spark
 spark_home=$(echo "$PROJECT"/.venv/lib/python3*/site-packages/pyspark)
+# The job keeps this process's number.
+temporary=$state/tmp/job-$$
 environment=("JAVA_HOME=$java_home" "SPARK_HOME=$spark_home")
 environment+=("SPARK_CONF_DIR=$PROJECT/conf")
 options=()
@@ -113,14 +115,17 @@ ship_to_yarn() {
 # All jars by the class path, and their classes as an archive that Java maps into memory: as services/java.py has it.
 driver_here() {
     options+=(--driver-class-path "$spark_home/jars/*:$jars_here/*")
-    local archive=$PROJECT/.tickhouse/spark-classes.jsa
-    options+=(--driver-java-options "-XX:SharedArchiveFile=$archive -Xlog:disable -Xlog:all=warning:stderr")
+    local archive=$PROJECT/.tickhouse/spark-classes.jsa java
+    java="-XX:SharedArchiveFile=$archive -Xlog:disable -Xlog:all=warning:stderr"
+    # Temporary files go where no other account can put a file of the same name, not to /tmp.
+    options+=(--driver-java-options "$java -Djava.io.tmpdir=$temporary -XX:-UsePerfData")
+    environment+=("TMPDIR=$temporary" "SPARK_LOCAL_DIRS=$temporary")
 }
 
 case $on in
     local | local\[*\])
         [[ $on == local ]] && on='local[*]'
-        options=(--master "$on" "${options[@]}")
+        options=(--master "$on" "${options[@]}" --conf "spark.hadoop.hadoop.tmp.dir=$temporary/hadoop")
         driver_here
         node_python=$PYTHON
         ;;
@@ -185,5 +190,9 @@ fi
 if [[ -n $dry_run ]]; then
     echo "env -u PYTHONPATH$(quoted $' \\\n  ' '_@%+=:,./#' "${environment[@]}" "${command[@]}")"
 else
+    for left in "$state"/tmp/job-*; do # by a job that has ended
+        [[ ! -d $left ]] || kill -0 "${left##*-}" 2>/dev/null || rm -rf "$left"
+    done
+    (umask 077 && mkdir -p "$temporary")
     exec env -u PYTHONPATH "${environment[@]}" "${command[@]}"
 fi

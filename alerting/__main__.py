@@ -31,6 +31,7 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
+from alerting.status import Figures
 from conf.logs import set_up_logging
 from conf.one_reader import OneReader
 from conf.settings import Settings, arguments, from_command_line
@@ -39,6 +40,7 @@ from lake.gold.alerts import Alert, AlertTick, Episodes, alert_row
 from lake.rules import AlertRule, gold_rules, tick_rules
 from lake.silver.judge import Tick, judge
 from lake.tables import GOLD_ALERTS
+from operation.server import Server
 
 logger = logging.getLogger("alerting")
 
@@ -99,19 +101,21 @@ class Alerting:
 
     settings: Settings
     tell: Callable[[str], None]
+    figures: Figures
     known: bool = False
 
     def run(self, stop: threading.Event) -> None:
         """Raise alerts until `stop` is set. Raises KafkaError if Kafka fails, or another process took over."""
         settings = self.settings
         create_topic(settings)
-        servers, group = settings.kafka_bootstrap_servers, f"{settings.alerts_topic}-of-{settings.ticks_topic}"
+        servers, group = settings.kafka_bootstrap_servers, group_of(settings)
         options = {"fetch_max_wait_ms": POLL_MS, "reconnect_backoff_max_ms": 2_000}
         with ExitStack() as open_clients:
             reader = OneReader(servers, settings.ticks_topic, group, options)
             open_clients.callback(reader.close)
             while not stop.is_set():
                 reader.poll(POLL_MS)
+                self.figures.stands_by = reader.stands_by
                 if reader.is_new:
                     with sender(servers, group) as producer:
                         self._read(reader, producer, stop)
@@ -122,22 +126,27 @@ class Alerting:
         state = Watch(rules.alerts, dict(rules.symbols))
         resumes = self._resume(reader)
         committed_at = 0.0
-        while not stop.is_set() and not reader.is_new:
+        while not stop.is_set():
+            raised: list[tuple[Alert, str]] = []
             rows: list[tuple[bytes, bytes]] = []
             for partition, records in reader.poll(POLL_MS).items():
+                self.figures.read(records)
                 for record in records:
                     alert = alert_in(record, state, rules_of_ticks, datetime.now(UTC))
                     if alert is None or record.offset < resumes[partition]:
                         continue
                     value = message(alert, rules.alerts, datetime.now(UTC))
-                    self.tell(value.decode())
+                    raised.append((alert, value.decode()))
                     if time.time() - alert.opened_at / 1e6 <= self.settings.alert_stale_seconds or alert.closed_at:
                         rows.append((":".join(alert.pair).encode(), value))
-            if not reader.consumer.assignment():
+            if reader.is_new or not reader.consumer.assignment():
                 return
             if rows or time.monotonic() - committed_at > COMMIT_SECONDS:
                 self._commit(reader, producer, rows, resumes)
                 committed_at = time.monotonic()
+            for alert, line in raised:
+                self.figures.raised(alert)
+                self.tell(line)
 
     def _commit(
         self,
@@ -153,12 +162,16 @@ class Alerting:
             partition: at if at.offset >= resumes[partition] else at._replace(offset=resumes[partition])
             for partition, at in positions.items()
         }
-        producer.begin_transaction()
-        deliveries = [producer.send(self.settings.alerts_topic, value, key=key) for key, value in rows]
-        producer.send_offsets_to_transaction(offsets, reader.consumer.group_metadata())
-        producer.commit_transaction()
-        for delivery in deliveries:
-            delivery.get(timeout=30)
+        try:
+            producer.begin_transaction()
+            deliveries = [producer.send(self.settings.alerts_topic, value, key=key) for key, value in rows]
+            producer.send_offsets_to_transaction(offsets, reader.consumer.group_metadata())
+            producer.commit_transaction()
+            for delivery in deliveries:
+                delivery.get(timeout=30)
+        except KafkaError:
+            self.figures.failed(len(rows))
+            raise
 
     def _resume(self, reader: OneReader) -> dict[TopicPartition, int]:
         """Seek to LOOK_BACK_SECONDS before the stored offsets. Returns the offsets from which alerts are sent.
@@ -190,6 +203,11 @@ class Alerting:
         self.known = True
         logger.info("watching topic %s for topic %s", self.settings.ticks_topic, self.settings.alerts_topic)
         return resumes
+
+
+def group_of(settings: Settings) -> str:
+    """The consumer group."""
+    return f"{settings.alerts_topic}-of-{settings.ticks_topic}"
 
 
 @contextmanager
@@ -234,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "gold_symbols"),
         *("future_tolerance_seconds", "receipt_tolerance_seconds"),
         *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds", "alert_stale_seconds", "log_format"),
+        *("state_dir", "alerting_metrics_port", "stream_stale_seconds"),
     )
     parser.prog = "python -m alerting"
     settings, _ = from_command_line(parser, argv)
@@ -241,13 +260,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    alerting = Alerting(settings, lambda line: print(line, flush=True))
-    while not stop.is_set():
-        try:
-            alerting.run(stop)
-        except KafkaError as error:
-            logger.warning("Kafka at %s: %r; trying again", settings.kafka_bootstrap_servers, error)
-            stop.wait(2)
+    figures = Figures(settings, group_of(settings))
+    figures.lag.start()
+    alerting = Alerting(settings, lambda line: print(line, flush=True), figures)
+    with Server("alerting", settings.alerting_metrics_port, figures, settings.state_dir, or_any=True):
+        while not stop.is_set():
+            try:
+                alerting.run(stop)
+            except KafkaError as error:
+                logger.warning("Kafka at %s: %r; trying again", settings.kafka_bootstrap_servers, error)
+                stop.wait(2)
     return 0
 
 

@@ -44,7 +44,7 @@ from batch import results as quality_results
 from batch.comparable import Comparable, from_first
 from batch.opening import OVERTAKEN, files_of_lake
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
-from lake.contract import NOTIONAL_DECIMALS, TickRules
+from lake.contract import NOTIONAL_DECIMALS, UNREADABLE, TickRules
 from lake.delta.files import Files
 from lake.delta.overtaken import FileLost, Overtaken
 from lake.delta.parquet import arrow_type
@@ -179,7 +179,7 @@ def silver_checks(
     same = [*place, "rule"]
     bronze = snapshot.read(BRONZE_TICKS)
     bad = checked.where(F.col("rule").isNotNull())
-    quarantine = snapshot.read(SILVER_QUARANTINE).select(*same)
+    quarantine = snapshot.read(SILVER_QUARANTINE).where(F.col("rule") != UNREADABLE).select(*same)
     absent = comparable.kept(bad, SILVER_QUARANTINE, "ingested_at").join(quarantine, same, "left_anti")
     of_bronze = comparable.recomputable(quarantine, bronze, F.col("topic"), "partition", "offset")
     other = of_bronze.join(bad.select(*same), same, "left_anti")
@@ -413,7 +413,12 @@ def _checks(
     snapshot: Snapshot, settings: Settings, period: Period, comparable: Comparable, *, repair: bool
 ) -> Iterator[Check]:
     bronze = snapshot.read(BRONZE_TICKS)
-    checked = judged(bronze, tick_rules(settings)).persist(StorageLevel.DISK_ONLY)
+    # What the stream could not read the proof cannot read either.
+    unreadable = snapshot.read(SILVER_QUARANTINE).where(F.col("rule") == UNREADABLE).select(*_PLACE)
+    if count := unreadable.count():
+        print(f"not compared: {count} records that could not be read (rule {UNREADABLE} in silver.quarantine)")
+    readable = bronze.join(unreadable, list(_PLACE), "left_anti") if count else bronze
+    checked = judged(readable, tick_rules(settings)).persist(StorageLevel.DISK_ONLY)
     valid = checked.where(F.col("event_id").isNotNull())
     ticks = first_deliveries(valid).persist(StorageLevel.DISK_ONLY)
     yield from bronze_checks(bronze, comparable)

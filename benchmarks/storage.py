@@ -8,6 +8,7 @@ import subprocess
 import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -124,16 +125,16 @@ class NameNode:
         tool = java_home() / "bin" / "jcmd"
         self._jcmd = str(tool) if tool.exists() else shutil.which("jcmd")
 
-    @property
-    def collects(self) -> bool:
-        """Whether `collect` works: the NameNode is this checkout's, and there is a JDK."""
-        return self._pid is not None and self._jcmd is not None
-
     def collect(self) -> None:
-        """Collect garbage, so that the heap in use is what the NameNode needs."""
+        """Collect garbage, so that the heap in use is what the NameNode needs.
+
+        Does nothing if the NameNode is not this checkout's, or there is no JDK.
+        """
         if self._pid is not None and self._jcmd is not None:
             command = [self._jcmd, str(self._pid), "GC.run"]
-            subprocess.run(command, capture_output=True, check=False, timeout=COLLECTION_LIMIT)
+            # Without a collection the heap in use is only larger.
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(command, capture_output=True, check=False, timeout=COLLECTION_LIMIT)
 
     def heap_mb(self) -> float | None:
         """Heap in use, with the garbage since the last collection; None if the page does not answer."""

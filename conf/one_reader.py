@@ -7,6 +7,7 @@ SESSION_MS. What is committed comes from the group's present reader only: Kafka 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 SESSION_MS = 10_000
 METADATA_MS = 5_000
 KAFKA_MS = 5_000
+ABSENT_SECONDS = 0.5
+STANDS_BY = "stands by: another process of this group reads"
 
 
 class TopicReplaced(KafkaError):  # type: ignore[misc]
@@ -39,7 +42,9 @@ class _OneReader(AbstractPartitionAssignor):  # type: ignore[misc]
     name = "one-reader"
 
     def __init__(self) -> None:
-        self._stands_by = False
+        self.stands_by = False
+        # Whether it had to share out a topic whose partitions it did not know: there is no use in being a member then.
+        self.is_blind = False
         # The group's generation in which this member had the partitions: one that was cut off claims an older one.
         self._generation = -1
 
@@ -54,6 +59,7 @@ class _OneReader(AbstractPartitionAssignor):  # type: ignore[misc]
         reader = max(members, key=lambda member: (int(member.metadata.user_data or b"-1"), member.member_id))
         topics = sorted(reader.metadata.topics)
         every = [(topic, sorted(cluster.partitions_for_topic(topic) or ())) for topic in topics]
+        self.is_blind = not all(partitions for _, partitions in every)
         return {
             member.member_id: ConsumerProtocolAssignment(0, every if member is reader else [], b"")
             for member in members
@@ -62,9 +68,9 @@ class _OneReader(AbstractPartitionAssignor):  # type: ignore[misc]
     def on_assignment(self, assignment: ConsumerProtocolAssignment, generation: int) -> None:
         stands_by = not assignment.partitions()
         self._generation = -1 if stands_by else generation
-        if stands_by and not self._stands_by:
-            log.info("stands by: another process of this group reads, or the topic is absent")
-        self._stands_by = stands_by
+        if stands_by and not self.stands_by and not self.is_blind:
+            log.info(STANDS_BY)
+        self.stands_by = stands_by
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,21 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         """Raises KafkaError."""
         self._admin = KafkaAdminClient(bootstrap_servers=self.servers, bootstrap_timeout_ms=KAFKA_MS)
         self._topic_id = ""
-        self.consumer = KafkaConsumer(
+        self._assignor = _OneReader()
+        # The positions that were committed last, or from which this process reads.
+        self._committed: dict[TopicPartition, int] = {}
+        self._is_member = False
+        try:
+            self.consumer = self._consumer()
+        except KafkaError:
+            self._admin.close()
+            raise
+
+    def _consumer(self) -> KafkaConsumer:
+        return KafkaConsumer(
             bootstrap_servers=self.servers,
             group_id=self.group,
-            partition_assignment_strategy=[_OneReader()],
+            partition_assignment_strategy=[self._assignor],
             enable_auto_commit=False,
             # Kafka's having less than we have read is an error, not a reason to begin somewhere else in silence.
             auto_offset_reset="none",
@@ -105,7 +122,6 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
             bootstrap_timeout_ms=KAFKA_MS,
             **self.options,
         )
-        self.consumer.subscribe([self.topic], listener=self)
 
     def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         for partition in assigned:
@@ -117,10 +133,29 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Nothing: what comes next is another assignment."""
 
+    @property
+    def stands_by(self) -> bool:
+        """Whether another process of the group reads, or the topic is absent."""
+        return self._assignor.stands_by
+
     def poll(self, timeout_ms: int, most: int | None = None) -> dict[TopicPartition, list[Any]]:
         """The next records by partition; none while this process stands by or `is_new` is set. Raises KafkaError."""
+        if not self._is_member and not self._join():
+            return {}
+        if self._assignor.is_blind:
+            raise TopicReplaced(f"topic {self.topic} has no partitions")
         polled: dict[TopicPartition, list[Any]] = self.consumer.poll(timeout_ms=timeout_ms, max_records=most)
         return {} if self.is_new else polled
+
+    def _join(self) -> bool:
+        """Join the group, if there is a topic."""
+        # A member that learns of the topic's partitions while it joins may never get them.
+        self._is_member = bool(self._present_id() and self.consumer.partitions_for_topic(self.topic))
+        if self._is_member:
+            self.consumer.subscribe([self.topic], listener=self)
+        else:
+            time.sleep(ABSENT_SECONDS)
+        return self._is_member
 
     def stored(self) -> dict[TopicPartition, Stored]:
         """What Kafka has stored for each partition; logs what is lost. Raises KafkaError."""
@@ -152,6 +187,7 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, offset in offsets.items():
             self.consumer.seek(partition, offset)
         self.consumer.resume(*offsets)
+        self._committed = dict(offsets)
         self.is_new = False
 
     def positions(self) -> dict[TopicPartition, OffsetAndMetadata]:
@@ -163,9 +199,18 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
             for partition in self.consumer.assignment()
         }
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether there is something to commit: `poll` gave records, or passed the end of a transaction."""
+        if self.is_new:
+            return False
+        return any(self.consumer.position(each) != self._committed.get(each) for each in self.consumer.assignment())
+
     def commit(self) -> None:
         """Store how far the records that `poll` gave go. Raises KafkaError, if this is no longer the reader too."""
-        self.consumer.commit(self.positions(), timeout_ms=KAFKA_MS)
+        positions = self.positions()
+        self.consumer.commit(positions, timeout_ms=KAFKA_MS)
+        self._committed = {partition: at.offset for partition, at in positions.items()}
 
     def _present_id(self) -> str:
         [topic] = self._admin.describe_topics([self.topic])

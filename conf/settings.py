@@ -150,15 +150,18 @@ class Settings(BaseModel):
         100_000, ge=0, description="a gap of more trades is not filled from the venue's history; 0: none is"
     )
     fallback_feeds: Names = Field(
-        [], description="venues that take over, in this order, while those before are silent or broken"
+        [], description="venues that take over, in this order, while those before deliver no ticks"
     )
     fallback_urls: Mapped = Field({}, description="their WebSocket addresses where not the feeds' own, as FEED=URL")
     all_feeds_at_once: bool = Field(False, description="listen to the fallback feeds all the time")
     failover_seconds: float = Field(
-        3.0, gt=0, le=600, description="a feed that says nothing for so long is replaced by the next"
+        3.0,
+        gt=0,
+        le=600,
+        description="a feed that is silent for so long, or brings no tick for stale_seconds, is replaced by the next",
     )
     healthy_seconds: float = Field(
-        30.0, ge=0, le=86_400, description="a feed that has spoken again for so long has the others closed"
+        30.0, ge=0, le=86_400, description="a feed that has delivered again for so long has the others closed"
     )
     coincap_api_key: SecretStr | None = Field(
         None, description="CoinCap's key; in the environment, TICKHOUSE_COINCAP_API_KEY, and never a flag"
@@ -170,7 +173,11 @@ class Settings(BaseModel):
     metrics_port: int = Field(
         29108, ge=0, le=65_535, description="port on loopback of /metrics, /healthz and /status; 0: any that is free"
     )
-    stale_seconds: float = Field(30.0, gt=0, description="/healthz fails when no tick has come for so long")
+    stale_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="/healthz fails when no tick has come for so long; what usually trades more rarely has longer",
+    )
     log_format: Literal["text", "json"] = Field("text", description="text for people, or json: one object a line")
     max_frame_bytes: Count = Field(1 << 20, description="a larger frame is rejected and its connection closed")
     max_in_flight: Count = Field(20_000, description="records on their way to Kafka; the others stay in the spool")
@@ -185,6 +192,9 @@ class Settings(BaseModel):
     )
     spool_max_bytes: int = Field(
         8 << 30, ge=1 << 20, description="size of the spool from which on nothing more is read from the venue"
+    )
+    sockets: int = Field(
+        1, ge=1, le=8, description="connections to a venue that bring the same: a cut of one of two loses nothing"
     )
     clock_step_seconds: float = Field(
         60.0, ge=0, le=86_400, description="a step of the machine's clock that lasts so long moves receipt times too"
@@ -216,6 +226,12 @@ class Settings(BaseModel):
     )
     alert_stale_seconds: float = Field(
         300.0, gt=0, le=86_400, description="nobody is told of an alert that opened longer ago"
+    )
+    alerting_metrics_port: int = Field(
+        29110, ge=0, le=65_535, description="as metrics_port, of alerting; another one if it is taken"
+    )
+    notifier_metrics_port: int = Field(
+        29111, ge=0, le=65_535, description="as metrics_port, of the notifier; another one if it is taken"
     )
 
     # Lake
@@ -270,6 +286,15 @@ class Settings(BaseModel):
         description="make silver and gold anew from bronze first, with a new checkpoint after bronze's last record",
     )
     once: bool = Field(False, description="process what Kafka holds now, then end")
+    stream_metrics_port: int = Field(
+        29109, ge=0, le=65_535, description="as metrics_port, of the streaming job; another one if it is taken"
+    )
+    stream_stale_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="/healthz of the streaming job, alerting and the notifier fails when a record waits for so long",
+    )
 
     # SQL (Spark Thrift Server)
     sql_host: str = Field("127.0.0.1", description="host of the Spark Thrift Server")

@@ -20,8 +20,6 @@ import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
-import psutil
-
 from conf.logs import set_up_logging
 from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, from_command_line
 from ingestion.backfill import Backfill
@@ -31,23 +29,31 @@ from ingestion.counts import Counts
 from ingestion.delivery import Delivery
 from ingestion.discovery import Refresh
 from ingestion.errors import IngestionError, SpoolInUse, VenueRefused
-from ingestion.failover import Failover, Source
+from ingestion.failover import Failover
+from ingestion.feeds import VENUES
 from ingestion.following import Followed, find_feeds, resume
+from ingestion.gate import Gate
+from ingestion.instruments import Instrument
 from ingestion.intake import Intake, Topics
 from ingestion.liveness import Liveness
-from ingestion.operation import Operation, fetch_status, format_status
+from ingestion.operation import ADDRESS_FILE, Subject, fetch_status, format_status
 from ingestion.proxies import proxy_of
 from ingestion.publisher import publisher
 from ingestion.recording import Recording
 from ingestion.recovery import SECTION, recover_tracker
+from ingestion.source import Source
 from ingestion.spool import Spool
 from ingestion.state import State
+from operation.server import Server
 
 log = logging.getLogger("ingestion")
 
 REFUSED, LOST, KILLED = 3, 4, 130
 UNHEALTHY, NOT_RUNNING = 1, 3
 PROGRESS_SECONDS = 5.0
+# A stopping ingester waits at least so long for its disk, whatever stop_seconds is.
+DURABLE_SECONDS = 3.0
+FEED_COUNTS = ("frames", "bytes", "ticks", "rejected", "connections", "backfilled", "repeats")
 # Instruments that a status names; the others it counts.
 NAMED_AT_MOST = 100
 SAVE_SECONDS = 2.0
@@ -58,7 +64,7 @@ FLAGS = (
     "healthy_seconds", "kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic", "kafka_partitions",
     "kafka_retention_hours", "kafka_retention_bytes", "kafka_client", "max_frame_bytes", "max_in_flight",
     "stop_seconds", "spool_dir", "spool_fsync_ms", "spool_max_bytes", "record", "record_bytes", "metrics_port",
-    "stale_seconds", "log_format", "clock_step_seconds",
+    "stale_seconds", "state_dir", "log_format", "sockets", "clock_step_seconds",
 )  # fmt: skip
 
 
@@ -80,30 +86,44 @@ class Ingester:
             self._recording = Recording(settings.record, settings.record_bytes) if settings.record else None
         except OSError as error:
             raise SettingsError(f"record = {settings.record}: {error}") from error
-        self._intakes = [
-            Intake(each.feed, spool, Counts(), self._topics, self._tracker, Liveness(settings.stale_seconds))
-            for each in followed
-        ]
         self._failover = Failover(
-            [Source(intake, self._connect) for intake in self._intakes],
+            [self._source(each) for each in followed],
             failover_seconds=settings.failover_seconds,
             healthy_seconds=settings.healthy_seconds,
             at_once=settings.all_feeds_at_once,
         )
         self._delivery = Delivery(spool, lambda: publisher(settings))
-        self._process = psutil.Process()
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
 
-    def _connect(self, intake: Intake) -> Connection:
-        record = None if self._recording is None else self._recording.take
-        return Connection(
-            intake,
-            self._clock,
-            self._settings.max_frame_bytes,
-            record=record,
-            stale_seconds=self._settings.stale_seconds,
-            proxy=proxy_of(intake.feed.url, self._settings.venue_proxy),
+    def _source(self, followed: Followed) -> Source:
+        """A venue, with as many connections as its rules and the settings want."""
+        settings, venue = self._settings, VENUES[followed.feed.name]
+        liveness, gate = Liveness(settings.stale_seconds), Gate(*venue.attempts)
+
+        def divide(instruments: Sequence[Instrument]) -> Intake:
+            feed = followed.make_feed(instruments)
+            return Intake(feed, self._spool, Counts(), self._topics, self._tracker, liveness)
+
+        def connect(intake: Intake) -> Connection:
+            return Connection(
+                intake,
+                self._clock,
+                settings.max_frame_bytes,
+                record=None if self._recording is None else self._recording.take,
+                stale_seconds=settings.stale_seconds,
+                gate=gate,
+                proxy=proxy_of(intake.feed.url, settings.venue_proxy),
+            )
+
+        most = venue.most_instruments
+        return Source(
+            divide(followed.instruments[: most or None]),
+            connect,
+            instruments=followed.instruments,
+            divide=divide,
+            sockets=settings.sockets,
+            most_instruments=most,
         )
 
     def _parts(self) -> list[Coroutine[Any, Any, None]]:
@@ -154,7 +174,8 @@ class Ingester:
             care.cancel()
         await asyncio.wait(caring)
         self._spool.stop()
-        await asyncio.wait((writing,), timeout=max(0.0, deadline - self._loop.time()))
+        # The goodbyes may have taken all the time; what they brought is kept all the same.
+        await asyncio.wait((writing,), timeout=max(DURABLE_SECONDS, deadline - self._loop.time()))
         if not sending.done():
             await self._delivery.drain(deadline - self._loop.time())
         for task in everything:
@@ -177,17 +198,17 @@ class Ingester:
             self._state.save(self._spool.durable_end)
         if remaining := summary["undelivered"] - summary["lost"]:
             log.warning("%d messages remain in the spool %s; the next start sends them", remaining, self._spool.folder)
-        for intake in self._intakes:
-            intake.rejects.end_period()
+        self._end_period()
         print(json.dumps(summary), flush=True)
         return exit_code
 
     def _summary(self) -> dict[str, int]:
-        counts = [intake.counts for intake in self._intakes]
+        counts = [intake.counts for source in self._failover.sources for intake in source.intakes]
         return {
             "frames": sum(each.frames for each in counts),
             "received": sum(each.ticks for each in counts),
             "rejected": sum(each.rejected for each in counts),
+            "repeats": sum(each.repeats for each in counts),
             "ignored": sum(each.ignored.total() for each in counts),
             "published": self._delivery.published,
             "undelivered": self._spool.undelivered,
@@ -204,18 +225,14 @@ class Ingester:
         now = self._loop.time()
         feeds = {}
         for source, followed in zip(self._failover.sources, self._followed, strict=True):
-            counts, connection = source.intake.counts, source.connection
-            heard = max(self._began, counts.heard)
+            connections = source.connections
             feeds[source.name] = {
-                "frames": counts.frames,
-                "bytes": counts.bytes,
-                "ticks": counts.ticks,
-                "rejected": counts.rejected,
-                "connections": counts.connections,
-                "backfilled": counts.backfilled,
-                "up": int(connection is not None and connection.is_up),
-                "quiet_seconds": now - heard,
-                "tickless_seconds": now - max(self._began, source.intake.liveness.last),
+                **{name: source.count(name) for name in FEED_COUNTS},
+                "up": int(bool(connections) and source.is_up),
+                "sockets": len(connections),
+                "sockets_up": sum(connection.is_up for connection in connections),
+                "quiet_seconds": now - max(self._began, source.heard),
+                "tickless_seconds": now - max(self._began, source.liveness.last),
                 "gaps_open": self._tracker.open_gap_count(source.name),
                 "undelivered_instruments": len(missing := source.undelivered(now)),
                 "left_out": len(followed.discovery.left_out),
@@ -230,16 +247,18 @@ class Ingester:
         return summary | {
             "trouble": trouble,
             "notes": self._notes(feeds),
-            "pid": os.getpid(),
-            "seconds": now - self._began,
             "producer": self._spool.producer,
             "spool_bytes": self._spool.size,
             "spool_full": int(self._spool.is_full),
             "spool_age_seconds": self._spool.age_seconds,
             "lag_seconds": self._spool.lag_seconds,
-            "memory_bytes": self._process.memory_info().rss,
             "feeds": feeds,
         }
+
+    def _end_period(self) -> None:
+        for source in self._failover.sources:
+            for intake in source.intakes:
+                intake.rejects.end_period()
 
     def _feed_trouble(self, now: float, feeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """What is wrong with the feeds: they say nothing, or they say something and deliver no ticks."""
@@ -251,7 +270,7 @@ class Ingester:
         if tickless > stale:
             return [f"no feed has delivered a tick for {tickless:.0f} s"]
         wanted = [source for source in self._failover.sources if source.is_wanted]
-        fresh = [source.intake.liveness.fresh_assets(now) for source in wanted]
+        fresh = [source.liveness.fresh_assets(now) for source in wanted]
         trouble = []
         for at, source in enumerate(wanted):
             elsewhere = set[str]().union(*fresh[:at], *fresh[at + 1 :])
@@ -316,8 +335,7 @@ class Ingester:
             )
             before, since = summary["received"], self._loop.time()
             if turn % 2 == 0:
-                for intake in self._intakes:
-                    intake.rejects.end_period()
+                self._end_period()
 
     async def _watch_clock(self) -> None:
         """Notice when the machine's clock is set, and go by it once that has lasted."""
@@ -347,13 +365,14 @@ async def ingest(settings: Settings) -> int:
     try:
         ingester = Ingester(settings, followed, spool)
         try:
-            operation = Operation(settings.metrics_port, ingester.status, spool.folder)
+            server = Server("ingestion", settings.metrics_port, Subject(ingester.status), settings.state_dir)
         except OSError as error:
             raise SettingsError(f"metrics_port = {settings.metrics_port}: {error}") from error
         try:
+            server.announce(spool.folder / ADDRESS_FILE)
             return await ingester.run()
         finally:
-            await asyncio.to_thread(operation.close)
+            await asyncio.to_thread(server.close)
     finally:
         spool.close()
 

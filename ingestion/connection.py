@@ -42,11 +42,15 @@ LEAD_SECONDS, LEAD = 600.0, 0.1
 # A new connection has so long to say something before the old one is closed.
 OVERLAP_SECONDS = 10.0
 # A connection that lasted so long was a good one: the next delay starts from the shortest again.
-GOOD_SECONDS = 30.0
+GOOD_SECONDS = 5.0
 # A venue that takes longer to answer the opening handshake is asked again.
 OPEN_SECONDS = 10.0
 # What a venue sent before it answered our goodbye is still read, for so long.
 GOODBYE_SECONDS = 5.0
+# Between the first, the second and further connections to the same instruments.
+STAGGER_SECONDS = 2.0
+# A frame that waits so long for the spool has others behind it.
+HELD_UP_SECONDS = 1.0
 # Frames of a new connection that wait for the end of the old one.
 MOST_HELD = 10_000
 # Frames that wait for us before TCP pushes back on the venue.
@@ -100,6 +104,9 @@ class Connection:
         self._stale_seconds = stale_seconds
         self._gate = Gate() if gate is None else gate
         self._proxy = proxy
+        self._number = getattr(intake, "number", 0)
+        self._is_opening = False
+        self._due_when_open = ""
         self._forbidden = 0
         self._longest_gap = 0.0
         self._renewals = 0
@@ -135,7 +142,9 @@ class Connection:
             line.outbox.put_nowait(text)
 
     def renew(self, reason: str) -> None:
-        """Replace the connection, where there is one."""
+        """Replace the connection, where there is one, or is about to be one."""
+        if self._is_opening:
+            self._due_when_open = reason
         for line in self._lines:
             line.due = line.due or reason
 
@@ -158,10 +167,14 @@ class Connection:
         loop = asyncio.get_running_loop()
         waits = delays(random.Random())
         try:
+            # Connections that bring the same are not made, and do not end, at one time.
+            await asyncio.sleep(self._number * STAGGER_SECONDS)
             while not self._stopping.is_set():
-                began = loop.time()
+                began, opened = loop.time(), math.inf
                 try:
-                    await self._keep(await self._open())
+                    line = await self._open()
+                    opened = loop.time()
+                    await self._keep(line)
                 except (OSError, WebSocketException) as error:
                     step = self._step_after(error)
                     if step.fatal:
@@ -171,10 +184,9 @@ class Connection:
                 if self._stopping.is_set():
                     break
                 self._intake.disconnected(self._clock.now_ns())
-                lasted = loop.time() - began
-                if lasted > GOOD_SECONDS:
+                if loop.time() - opened > GOOD_SECONDS:
                     waits = delays(random.Random())
-                await self._sleep(max(self._gate.seconds(), next(waits) - lasted))
+                await self._sleep(max(self._gate.seconds(), next(waits) - (loop.time() - began)))
         except asyncio.CancelledError:
             # `stop` cancels an attempt to connect, or the wait for the next: no frame is in hand then.
             if not self._stopping.is_set():
@@ -199,20 +211,24 @@ class Connection:
                 await asyncio.wait_for(self._stopping.wait(), wait)
                 raise ConnectionAbortedError("stopping")
         self._gate.enter()
-        socket = await connect(
-            self._feed.url,
-            max_size=self._max_frame_bytes,
-            max_queue=FRAMES_WAITING,
-            compression=None,
-            # None: the environment's proxies have no say either.
-            proxy=self._proxy,
-            open_timeout=OPEN_SECONDS,
-            # `_worn` instead: while the spool holds us up no pong is read, and the connection is good all the same.
-            ping_interval=None,
-            close_timeout=GOODBYE_SECONDS,
-        )
+        self._is_opening, self._due_when_open = True, ""
+        try:
+            socket = await connect(
+                self._feed.url,
+                max_size=self._max_frame_bytes,
+                max_queue=FRAMES_WAITING,
+                compression=None,
+                # None: the environment's proxies have no say either.
+                proxy=self._proxy,
+                open_timeout=OPEN_SECONDS,
+                # `_worn` instead: while the spool holds us up no pong is read, and the connection is good all the same.
+                ping_interval=None,
+                close_timeout=GOODBYE_SECONDS,
+            )
+        finally:
+            self._is_opening = False
         now = asyncio.get_running_loop().time()
-        line = _Line(socket, opened=now, heard=now, answered=now, ticked=now, held=held)
+        line = _Line(socket, opened=now, heard=now, answered=now, ticked=now, held=held, due=self._due_when_open)
         self._forbidden = 0
         self._intake.counts.connections += 1
         log.info("%s: connected", self._venue)
@@ -244,15 +260,18 @@ class Connection:
                 if self._record is not None:
                     self._record(self._feed.name, received_ns, frame)
                 controls: Sequence[Control] = ()
-                before = counts.ticks
+                before = counts.ticks + counts.repeats
                 if line.held is None:
-                    line.is_paused = True
+                    line.is_paused, began = True, loop.time()
                     controls = await self._intake.frame(frame, received_ns)
                     line.is_paused = False
+                    if loop.time() - began >= HELD_UP_SECONDS:
+                        # What came meanwhile waits to be read: that no tick was taken says nothing of the venue.
+                        line.ticked = loop.time()
                 elif len(line.held) < MOST_HELD:
                     line.held.append((frame, received_ns))
                 self.heard = counts.heard = line.heard = loop.time()
-                if counts.ticks != before:
+                if counts.ticks + counts.repeats != before:
                     self._note_tick(line)
                 line.spoke.set()
                 for control in controls:
@@ -344,7 +363,7 @@ class Connection:
         """Returns when the connection is to be replaced. Cuts it if its other end has gone without a word."""
         loop = asyncio.get_running_loop()
         lifetime = self._feed.connection_lifetime_seconds or math.inf
-        ends = line.opened + lifetime - min(LEAD_SECONDS, LEAD * lifetime)
+        ends = line.opened + lifetime - min(LEAD_SECONDS, LEAD * lifetime) * (1 + self._number)
         silence = self._feed.silence_seconds
         while not line.due:
             now = loop.time()

@@ -25,6 +25,8 @@ class Counts:
     ticks: int = 0
     rejected: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+    """Trades that another connection had brought before."""
     connections: int = 0
     backfilled: int = 0
     heard: float = -math.inf

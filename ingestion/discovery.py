@@ -15,7 +15,6 @@ import logging
 from collections.abc import Sequence
 
 from conf.settings import Settings
-from ingestion.failover import Source
 from ingestion.feeds import VENUES, Venue, coincap, named_instruments
 from ingestion.foreign import brief
 from ingestion.gaps import GapTracker
@@ -23,6 +22,7 @@ from ingestion.instruments import NAME, QUOTES, TICKERS, Instrument
 from ingestion.pairs import Pair
 from ingestion.proxies import proxy_of
 from ingestion.rest import LARGEST_LIST, Rest, RestBusy, RestRefused
+from ingestion.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class Refresh:
         """What the feed follows from the start."""
         self._followed = {instrument.symbol: instrument for instrument in instruments}
         all_symbol = VENUES[self._source.name].all_symbol
-        self._source.intake.liveness.follow(each for each in instruments if each.symbol != all_symbol)
+        self._source.liveness.follow(each for each in instruments if each.symbol != all_symbol)
         log.info("%s: following %d symbols", self._source.name, len(instruments))
 
     async def run(self, *, look_up: bool = True) -> None:

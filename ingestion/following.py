@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from conf.settings import Settings, SettingsError
 from ingestion.discovery import Discovery
@@ -23,6 +24,8 @@ class Followed:
     """A feed, what it follows at the start, and who looks that up again."""
 
     feed: Feed
+    """Of all its instruments; several connections that share them have feeds by `make_feed`."""
+    make_feed: Callable[[Sequence[Instrument]], Feed]
     instruments: list[Instrument]
     discovery: Discovery
     rest_url: str | None
@@ -47,23 +50,32 @@ class _Every:
 async def find_feeds(settings: Settings) -> list[Followed]:
     """The preferred venue and those that may take over, with what each is to follow.
 
-    Waits while a list cannot be had. Raises SettingsError, or VenueRefused where it never can.
+    Waits while a list cannot be had. A venue that refuses its list is left out. Raises SettingsError, or VenueRefused
+    where no venue is left.
     """
     names = [settings.feed, *settings.fallback_feeds]
     if len(set(names)) < len(names) or not set(settings.fallback_urls) <= set(settings.fallback_feeds):
         raise SettingsError("fallback_feeds and fallback_urls name other venues than feed, each once")
     key = None if settings.coincap_api_key is None else settings.coincap_api_key.get_secret_value()
-    sources = []
+    sources: list[Followed] = []
+    refusal: VenueRefused | None = None
     for name in names:
         discovery = Discovery(settings, name, some=name != settings.feed)
         url = settings.url if name == settings.feed else settings.fallback_urls.get(name)
-        instruments = await _find(discovery, name)
+        try:
+            instruments = await _find(discovery, name)
+        except VenueRefused as error:
+            log.error("%s", error)
+            refusal = error
+            continue
         venue = VENUES[name]
         own = venue.rest_url if url is None and venue.history is not None else None
         rest_url = settings.rest_urls.get(name, own)
         market_data_url = settings.market_data_urls.get(name, venue.market_data_url if rest_url == own else None)
-        feed = feed_of(name, instruments, url, key)
-        sources.append(Followed(feed, instruments, discovery, rest_url, market_data_url))
+        make_feed = partial(feed_of, name, url=url, api_key=key)
+        sources.append(Followed(make_feed(instruments), make_feed, instruments, discovery, rest_url, market_data_url))
+    if refusal is not None and not sources:
+        raise refusal
     return sources
 
 

@@ -37,6 +37,7 @@ MENTION_AHEAD = 1_000_000
 AGAIN_NS, AGAIN_IDS = 1_000_000_000, 10_000
 # How far ahead the number of a broken trade is believed.
 REJECT_AHEAD = 1_000
+MOST_ABANDONED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,10 @@ class _Line:
     numbered: bool = False
     highest: int | None = None
     """The highest number that is known to exist, with or without its trade."""
+    first: int | None = None
+    """The number from which on all trades up to the highest have come, but for those in holes and abandoned ones."""
+    abandoned: list[tuple[int, int, int]] = field(default_factory=list)
+    """(epoch, first, last) of holes that were given up lately: what still comes of them has not come before."""
     newest: int | None = None
     """The highest number of a trade that has come, and"""
     event_ns: int | None = None
@@ -135,12 +140,14 @@ class GapTracker:
                 self._leave_out(line, trade_id, tick.received_ns)
             line.numbered = True
             line.highest = trade_id
+            if line.first is None:
+                line.first = trade_id
             _note_newest(line, tick)
             line.received_ns = tick.received_ns
             line.disconnected_ns = None
         elif _numbers_began_again(line, trade_id, tick.event_ns):
             line.epoch += 1
-            line.highest = line.newest = trade_id
+            line.first = line.highest = line.newest = trade_id
             line.event_ns = tick.event_ns
             line.received_ns = tick.received_ns
             line.disconnected_ns = line.mentioned = None
@@ -149,6 +156,20 @@ class GapTracker:
             if line.holes:
                 _fill(line, line.epoch, trade_id)
         return tick if line.epoch == tick.trade_epoch else replace(tick, trade_epoch=line.epoch)
+
+    def has(self, trade: Tick | Reject) -> bool:
+        """Whether this trade of a feed has come before, by its id."""
+        if trade.trade_id is None or trade.symbol is None:
+            return False
+        line = self._lines.get((trade.source, trade.symbol))
+        if line is None or line.first is None or line.highest is None:
+            return False
+        if not line.first <= trade.trade_id <= line.highest:
+            return False
+        if isinstance(trade, Tick) and _numbers_began_again(line, trade.trade_id, trade.event_ns):
+            return False
+        lost = any(epoch == line.epoch and low <= trade.trade_id <= high for epoch, low, high in line.abandoned)
+        return not lost and _hole_of(line, line.epoch, trade.trade_id) is None
 
     def observe_reject(self, reject: Reject) -> None:
         """Take note of a trade that came broken: a number that still could be read is not missing."""
@@ -184,7 +205,7 @@ class GapTracker:
         """Take note of a tick that was observed before a crash, after the state that was restored."""
         line = self._line(tick.source, tick.symbol)
         if tick.trade_id is not None and tick.trade_epoch > line.epoch:
-            line.epoch, line.highest, line.mentioned = tick.trade_epoch, None, None
+            line.epoch, line.first, line.highest, line.mentioned = tick.trade_epoch, None, None, None
             line.newest = line.event_ns = None
         elif tick.trade_id is not None and line.highest is not None and tick.trade_id <= line.highest:
             _fill(line, tick.trade_epoch, tick.trade_id)
@@ -203,10 +224,10 @@ class GapTracker:
         elif line.highest < last_trade_id <= line.highest + MENTION_AHEAD and line.mentioned is None:
             line.mentioned = (last_trade_id, at_ns)
 
-    def disconnected(self, source: str, at_ns: int) -> None:
-        """The last connection to a source has ended."""
+    def disconnected(self, source: str, at_ns: int, symbols: Container[str] | None = None) -> None:
+        """The last connection to a source has ended; or the last one that brought these symbols."""
         for (of, symbol), line in self._lines.items():
-            if of == source:
+            if of == source and (symbols is None or symbol in symbols):
                 self._disconnected(source, symbol, line, at_ns)
 
     def observe_report(self, gap: Gap) -> None:
@@ -240,7 +261,8 @@ class GapTracker:
         """A symbol is not wanted, or again after a time in which it was not: what is made meanwhile is not missing."""
         line = self._lines.get((source, symbol))
         if line is not None:
-            line.highest = line.newest = line.event_ns = line.disconnected_ns = line.mentioned = None
+            line.first = line.highest = line.newest = line.event_ns = None
+            line.disconnected_ns = line.mentioned = None
             line.received_ns = 0
 
     def follow_only(self, source: str, symbols: Container[str]) -> None:
@@ -292,6 +314,8 @@ class GapTracker:
         for row in [gap] if same else [row for row in line.rows.values() if _overlap(row, gap)]:
             del line.rows[row.gap_id]
             for hole in _inside(row, line.holes):
+                line.abandoned.append((hole.epoch, hole.first, hole.last))
+                del line.abandoned[:-MOST_ABANDONED]
                 del line.holes[bisect_left(line.holes, _place(hole), key=_place)]
             rows.append(replace(row, status="unfillable", reason=reason))
         return rows
@@ -316,6 +340,8 @@ class GapTracker:
                     "epoch": line.epoch,
                     "numbered": line.numbered,
                     "highest": line.highest,
+                    "first": line.first,
+                    "abandoned": line.abandoned,
                     "newest": line.newest,
                     "event_ns": line.event_ns,
                     "received_ns": line.received_ns,
@@ -335,7 +361,9 @@ class GapTracker:
                 epoch=line["epoch"],
                 numbered=line["numbered"],
                 highest=line["highest"],
-                # A state of an earlier version did not tell it.
+                # A state of an earlier version did not tell these.
+                first=line.get("first"),
+                abandoned=[(epoch, first, last) for epoch, first, last in line.get("abandoned", ())],
                 newest=line.get("newest", line["highest"]),
                 event_ns=line["event_ns"],
                 received_ns=line["received_ns"],
@@ -443,14 +471,20 @@ def _note_newest(line: _Line, tick: Tick) -> None:
         line.newest, line.event_ns = tick.trade_id, tick.event_ns
 
 
+def _hole_of(line: _Line, epoch: int, trade_id: int) -> int | None:
+    """The place of the hole that has this number."""
+    at = bisect_right(line.holes, (epoch, trade_id), key=_place) - 1
+    if at < 0 or line.holes[at].epoch != epoch or trade_id > line.holes[at].last:
+        return None
+    return at
+
+
 def _fill(line: _Line, epoch: int, trade_id: int) -> bool:
     """Take a number out of the holes; whether it was in one."""
-    at = bisect_right(line.holes, (epoch, trade_id), key=_place) - 1
-    if at < 0:
+    at = _hole_of(line, epoch, trade_id)
+    if at is None:
         return False
     hole = line.holes[at]
-    if hole.epoch != epoch or trade_id > hole.last:
-        return False
     rest = []
     if hole.first < trade_id:
         rest.append(replace(hole, last=trade_id - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ingestion.counts import Counts, RejectLog
@@ -43,6 +43,14 @@ class Intake:
         self.tracker = tracker
         self.liveness = Liveness() if liveness is None else liveness
         self.rejects = RejectLog()
+        self.number = 0
+        """Among the intakes of the same instruments."""
+        self.symbols: Collection[str] | None = None
+        """What its connection brings; None: all of the source."""
+        self.takes_each_once = False
+        """Whether a trade that has come already, as on another connection, is left out."""
+        self.is_covered: Callable[[], bool] = lambda: False
+        """Whether another connection brings the same."""
         self._last_prices: dict[str, str] = {}
         """Of each symbol that has no trade ids."""
         self._spool = spool
@@ -84,7 +92,9 @@ class Intake:
     def _take(self, events: Iterable[Event], received_ns: int) -> list[Control]:
         controls: list[Control] = []
         for event in events:
-            if isinstance(event, Tick):
+            if self.takes_each_once and isinstance(event, Tick | Reject) and self.tracker.has(event):
+                self.counts.repeats += 1
+            elif isinstance(event, Tick):
                 tick = self.tracker.observe(event)
                 self.liveness.tick(tick)
                 if tick.trade_id is None:
@@ -114,13 +124,10 @@ class Intake:
         self.tracker.observe_reject(reject)
         self._spool.append(self._topics.rejects, reject.key, reject.to_json())
 
-    def listen_anew(self) -> None:
-        """After a time in which nobody listened to this feed: what it said meanwhile is not missing."""
-        self.tracker.follow_only(self.feed.name, ())
-
     def disconnected(self, at_ns: int) -> None:
-        """Until the next connection is up nothing comes from this feed."""
-        self.tracker.disconnected(self.feed.name, at_ns)
+        """Until the next connection is up nothing comes from this feed, unless another connection brings the same."""
+        if not self.is_covered():
+            self.tracker.disconnected(self.feed.name, at_ns, self.symbols)
 
     async def room(self) -> None:
         """Wait until the spool takes more. What the tracker has noted is taken in the same step: it cannot be lost."""

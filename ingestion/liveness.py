@@ -1,9 +1,9 @@
 """Whether a feed delivers ticks, and of which instruments. A heartbeat or an accepted subscription is no tick.
 
-An instrument that has delivered is silent when nothing new has come for stale_seconds and for twenty times as long as
-it usually takes: one that trades once in ten minutes is not silent after one. An instrument that has delivered nothing
-yet is named, but does not make the feed unhealthy as long as others deliver: nobody knows how often it trades.
-Times are the event loop's, in seconds.
+An instrument that has delivered is silent when nothing new has come for stale_seconds, for twenty times as long as it
+usually takes, and for five times as long as it lately took at most: one that trades once in ten minutes is not silent
+after one, nor one that rests after a burst. An instrument that has delivered nothing yet is named, but does not make
+the feed unhealthy as long as others deliver: nobody knows how often it trades. Times are the event loop's, in seconds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from ingestion.instruments import Instrument
 from ingestion.ticks import Tick
 
 STALE_SECONDS = 30.0
-# So many of its usual intervals without a tick are no chance.
-INTERVALS = 20
-# The usual interval is a moving average over about so many ticks. Ticks that share a moment are fills of one order.
-AVERAGED, MOMENT_SECONDS = 16, 0.2
+# So many of its usual intervals, and of its longest one, without a tick are no chance.
+INTERVALS, LONGEST = 20, 5
+# The usual interval is a moving average over about so many ticks. The longest one shrinks by so much with each.
+AVERAGED, FORGOTTEN = 64, 0.01
+# Ticks that share a moment are fills of one order.
+MOMENT_SECONDS = 0.2
 # An instrument with fewer ticks has no usual interval yet.
 LEAST_TICKS = 10
 # A feed is in trouble when so large a part of the instruments that used to deliver is silent.
@@ -37,6 +39,7 @@ class _Pulse:
     last: float = -math.inf
     count: int = 0
     interval: float = 0.0
+    longest: float = 0.0
     newest: tuple[int, int] = (-1, -1)
     """Epoch and id of the newest trade: a venue that repeats its latest trade after a reconnect delivers nothing."""
 
@@ -47,6 +50,7 @@ class _Pulse:
             return
         self.count += 1
         self.interval += (passed - self.interval) / min(self.count, AVERAGED)
+        self.longest = max(self.longest * (1 - FORGOTTEN), passed)
 
     def quiet(self, now: float) -> float:
         return now - max(self.last, self.since)
@@ -143,4 +147,5 @@ class Liveness:
         return len(silent) > 0 and len(silent) >= SHARE * lively
 
     def _is_silent(self, pulse: _Pulse, now: float) -> bool:
-        return pulse.count >= LEAST_TICKS and pulse.quiet(now) >= max(self.stale_seconds, INTERVALS * pulse.interval)
+        usual = max(INTERVALS * pulse.interval, LONGEST * pulse.longest)
+        return pulse.count >= LEAST_TICKS and pulse.quiet(now) >= max(self.stale_seconds, usual)

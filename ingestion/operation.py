@@ -1,29 +1,18 @@
-"""What an ingester tells those who run it, on loopback: /metrics for Prometheus, /healthz, and /status for people."""
+"""What an ingester tells those who run it (operation/server.py), for Prometheus and for people."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import Any
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from ingestion.proxies import direct
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
-log = logging.getLogger(__name__)
+from operation.addresses import ask, read_address
 
 ADDRESS_FILE = "address.json"
+"""In the spool's folder: `python -m ingestion status` asks the ingester of a spool."""
 
 # name, in a feed's status, meaning
 _COUNTERS = (
@@ -32,10 +21,13 @@ _COUNTERS = (
     ("ticks", "ticks taken, backfilled ones too"),
     ("rejected", "frames that are no ticks"),
     ("connections", "connections made; all but the first are reconnects"),
+    ("repeats", "trades that another connection had brought before"),
     ("backfilled", "missing ticks that the venue's history had"),
 )
 _GAUGES = (
-    ("up", "1 while a connection is up"),
+    ("up", "1 while all that is followed has a connection"),
+    ("sockets", "connections that are wanted"),
+    ("sockets_up", "connections that are up"),
     ("quiet_seconds", "time since the last frame"),
     ("tickless_seconds", "time since the last tick"),
     ("undelivered_instruments", "instruments that are followed and of which no tick comes"),
@@ -54,18 +46,16 @@ _LEVELS = (
     ("spool_full", "1 while the spool has no room and nothing is read"),
     ("spool_age_seconds", "age of the oldest message that Kafka has not acknowledged"),
     ("lag_seconds", "time from a frame's receipt to Kafka's acknowledgement, of the newest acknowledged"),
-    ("memory_bytes", "resident memory"),
 )
 
 
-class _Status(Collector):
-    """Prometheus's view of a status."""
+class Subject:
+    """An ingester for operation.server.Server. status: its own figures."""
 
     def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
-        self._status = status
+        self.status = status
 
-    def collect(self) -> Iterator[Metric]:
-        status = self._status()
+    def metrics(self, status: dict[str, Any]) -> Iterator[Metric]:
         for name, meaning in _TOTALS:
             yield CounterMetricFamily(f"tickhouse_{name}", meaning, value=status[name])
         for name, meaning in _LEVELS:
@@ -78,57 +68,16 @@ class _Status(Collector):
                 yield family
 
 
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: who asks how we are is no news."""
-
-
-class Operation:
-    """A small web server in a thread of its own. `status` is asked from that thread, and must only read."""
-
-    def __init__(self, port: int, status: Callable[[], dict[str, Any]], folder: Path) -> None:
-        """Raises OSError if the port is taken. `folder` gets a file that says where to ask."""
-        self._status = status
-        registry = CollectorRegistry()
-        registry.register(_Status(status))
-        self._metrics = make_wsgi_app(registry)
-        self._server: WSGIServer = make_server("127.0.0.1", port, self._answer, handler_class=_Quiet)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="operation", daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._file = folder / ADDRESS_FILE
-        self._file.write_text(json.dumps({"pid": os.getpid(), "url": self.url}), encoding="utf-8")
-        log.info("metrics at %s/metrics, health at %s/healthz", self.url, self.url)
-
-    def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        if path == "/metrics":
-            page: Iterable[bytes] = self._metrics(environ, start)
-            return page
-        if path not in ("/healthz", "/status"):
-            start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"/metrics, /healthz or /status\n"]
-        status = self._status()
-        code = "503 Service Unavailable" if path == "/healthz" and status["trouble"] else "200 OK"
-        start(code, [("Content-Type", "application/json")])
-        content = {name: status[name] for name in ("trouble", "notes")} if path == "/healthz" else status
-        return [json.dumps(content).encode()]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-        self._file.unlink(missing_ok=True)
-
-
 def fetch_status(folder: Path) -> dict[str, Any] | None:
     """What the ingester with this spool says of itself; None where none runs."""
+    address = read_address(folder / ADDRESS_FILE)
+    if address is None:
+        return None
     try:
-        url = json.loads((folder / ADDRESS_FILE).read_text(encoding="utf-8"))["url"]
-        with direct().open(f"{url}/status", timeout=10) as answer:
-            status: dict[str, Any] = json.load(answer)
-            return status
-    except (FileNotFoundError, URLError, ConnectionError):
+        _, content = ask(f"{address.url}/status", 10)
+        status: dict[str, Any] = json.loads(content)
+        return status
+    except (OSError, ValueError):
         return None
 
 
@@ -144,7 +93,10 @@ def format_status(status: dict[str, Any]) -> str:
         f"memory     {status['memory_bytes'] / 1e6:,.0f} MB",
     ]
     for name, feed in status["feeds"].items():
-        up = f"up, last tick {feed['tickless_seconds']:.1f} s ago" if feed["up"] else "not connected"
+        up = "not connected"
+        if feed["sockets_up"]:
+            connected = f"{feed['sockets_up']} of {feed['sockets']} connections up"
+            up = f"{connected}, last tick {feed['tickless_seconds']:.1f} s ago"
         lines.append(
             f"{name:<10} {up}; {feed['ticks']:,} ticks, {feed['rejected']:,} rejected,"
             f" {feed['connections']} connections, {feed['gaps_open']} gaps open, {feed['backfilled']:,} backfilled"

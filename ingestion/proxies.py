@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from urllib.parse import urlsplit
-from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
 from pydantic import SecretStr
 
@@ -29,8 +28,3 @@ def is_here(url: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None) or address
     return bool(mapped.is_loopback or mapped.is_unspecified)
-
-
-def direct() -> OpenerDirector:
-    """Opens addresses on this machine, past all proxies."""
-    return build_opener(ProxyHandler({}))

@@ -27,6 +27,7 @@ from kafka.net import KafkaNetClient
 from kafka.partitioner.default import murmur2
 
 from ingestion.errors import DeliveryFailed, MessageTooLarge
+from ingestion.foreign import escape
 from ingestion.ticks import shortened_reject
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class KafkaPublisher(ABC):
             except KafkaError as error:
                 if time.monotonic() - logged_at > SAY_AGAIN_SECONDS:
                     logged_at = time.monotonic()
-                    log.warning("Kafka at %s does not answer (%s); trying until it does", self._servers, error)
+                    log.warning("Kafka at %s does not answer (%s); trying until it does", self._servers, escape(error))
             await asyncio.sleep(1.0)
 
     def _connect(self) -> None:
@@ -178,7 +179,7 @@ class KafkaPublisher(ABC):
             try:
                 self._partition_counts |= await asyncio.to_thread(self._prepared, [topic])
             except KafkaError as error:
-                raise DeliveryFailed(f"Kafka does not answer for the topic {topic}: {error}") from error
+                raise DeliveryFailed(f"Kafka does not answer for the topic {topic}: {escape(error)}") from error
         await self._post(topic, key, value, self._partition(topic, key))
 
     def _partition(self, topic: str, key: bytes) -> int:

@@ -84,8 +84,9 @@ class Rest:
         async with self._turn:
             status, content = await self._ask(path, query)
             if status == _CLOSED_FOR_LEGAL_REASONS and self._market_data_url is not None:
-                log.warning("%s: HTTP %d at %s; asking %s", path, status, self._client.base_url, self._market_data_url)
-                self._client.base_url, self._market_data_url = httpx.URL(self._market_data_url), None
+                closed, self._client.base_url = self._client.base_url, httpx.URL(self._market_data_url)
+                self._market_data_url = None
+                log.warning("%s: HTTP %d at %s; asking %s", path, status, closed.host, self._client.base_url.host)
                 status, content = await self._ask(path, query)
         if status != 200:
             raise RestRefused(f"{path}: HTTP {status}")

@@ -75,6 +75,12 @@ NOTIONAL_DECIMALS = 18
 ID_LIMIT = 10**18
 """trade_id, trade_epoch and sequence are from 0 to below it (rule range), so ids and their differences fit BIGINT."""
 
+UNREADABLE = "unreadable"
+"""The rule of a record whose reading fails for a reason that we do not foresee: as a last resort it stops nothing.
+
+The proof leaves these records out, since it may not be able to read them either.
+"""
+
 EARLIEST = 0
 TIME_LIMIT = to_micros(datetime(3000, 1, 1, tzinfo=UTC))
 """Times are from EARLIEST to before TIME_LIMIT, in microseconds since 1970 in UTC (rules timestamp, event_time).

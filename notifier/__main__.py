@@ -29,13 +29,15 @@ from conf.settings import USAGE_ERROR, Settings, SettingsError, arguments, from_
 from notifier.channels import channels
 from notifier.delivery import Delivery
 from notifier.sent_alerts import SentAlerts
+from notifier.status import Subject
+from operation.server import Server
 
 log = logging.getLogger("notifier")
 
 IN_USE, KILLED = 4, 130
 FLAGS = (
     "kafka_bootstrap_servers", "alerts_topic", "alert_stale_seconds", "smtp_host", "smtp_port", "smtp_tls", "smtp_from",
-    "smtp_to", "smtp_user", "state_dir", "log_format",
+    "smtp_to", "smtp_user", "state_dir", "notifier_metrics_port", "stream_stale_seconds", "log_format",
 )  # fmt: skip
 
 
@@ -53,7 +55,13 @@ def notify(settings: Settings) -> int:
         except OSError as error:
             raise SettingsError(f"state_dir: {error}") from error
         log.info("telling of %s by %s", settings.alerts_topic, " and ".join(way.name for way in ways))
-        with ThreadPoolExecutor(len(parts)) as pool:
+        subject = Subject(
+            settings, {way.name: (part.figures, part.group) for way, part in zip(ways, parts, strict=True)}
+        )
+        for lag in subject.lags.values():
+            lag.start()
+        server = Server("notifier", settings.notifier_metrics_port, subject, settings.state_dir, or_any=True)
+        with server, ThreadPoolExecutor(len(parts)) as pool:
             for run in [pool.submit(part.run) for part in parts]:
                 run.result()
     return 0

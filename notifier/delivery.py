@@ -36,6 +36,7 @@ from conf.one_reader import OneReader
 from conf.text import shown
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import TIMEOUT_SECONDS, Channel, NotNow, Refused
+from notifier.status import Figures
 
 if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
@@ -76,8 +77,8 @@ class Delivery:
         self._now = now
         self._stale = timedelta(seconds=settings.alert_stale_seconds)
         self._complained = -SAY_AGAIN_SECONDS
-        # Records that were not alerts or could not be sent by an error of ours, since the start.
-        self.skipped = 0
+        self.figures = Figures()
+        self.group = f"notifier-{channel.name}-{settings.alerts_topic}"
 
     def run(self) -> None:
         """Deliver alerts until `stop` is set. No error of one channel may end another: it raises none."""
@@ -105,12 +106,12 @@ class Delivery:
             # Alerting commits an alert or takes it back.
             "isolation_level": "read_committed",
         }
-        servers = self._settings.kafka_bootstrap_servers
-        return OneReader(servers, topic, f"notifier-{self._channel.name}-{topic}", options)
+        return OneReader(self._settings.kafka_bootstrap_servers, topic, self.group, options)
 
     def _follow(self, reader: OneReader) -> None:
         while not self._stop.is_set():
             polled = reader.poll(POLL_MS, AT_ONCE)
+            self.figures.stands_by = reader.stands_by
             if reader.is_new:
                 # Old alerts are not sent and those that were sent are known, so reading too much does no harm.
                 reader.start(
@@ -123,7 +124,7 @@ class Delivery:
                 for record in records:
                     if not self.handle(record):
                         return
-            if polled:
+            if reader.has_moved:
                 reader.commit()
 
     def handle(self, record: ConsumerRecord) -> bool:
@@ -136,10 +137,11 @@ class Delivery:
             if self._stop.is_set():
                 return False
             reason = _internal(error)
-        self.skipped += 1
+        self.figures.skipped += 1
         place = f"{record.topic}, partition {record.partition}, offset {record.offset}"
         start = shown(record.value, 100)
-        log.warning("%s: skipped %s: %s (%d so far): %s", self._channel.name, place, reason, self.skipped, start)
+        skipped = self.figures.skipped
+        log.warning("%s: skipped %s: %s (%d so far): %s", self._channel.name, place, reason, skipped, start)
         return True
 
     def _deliver(self, alert: Alert) -> bool:
@@ -155,16 +157,23 @@ class Delivery:
             before_sleep=self._failed,
             reraise=True,
         )
+        self.figures.sending = alert.opened_at
         try:
             sending(self._channel.send, alert)
         except NotNow as error:
             if self._stop.is_set():
                 return False
+            self.figures.stale += 1
             log.error("%s: gave up %s: %s, and it is no news any more", self._channel.name, alert.alert_id, error)
         except Refused as error:
+            self.figures.refused += 1
+            self.figures.last_error = str(error)
             log.error("%s: refused %s: %s", self._channel.name, alert.alert_id, error)
         else:
+            self.figures.sent += 1
             log.info("%s: told of %s", self._channel.name, alert.alert_id)
+        finally:
+            self.figures.sending = None
         try:
             self._sent_alerts.add(alert.alert_id)
         except OSError as error:
@@ -173,7 +182,9 @@ class Delivery:
 
     def _failed(self, state: RetryCallState) -> None:
         error = _error(state)
-        reason = error if isinstance(error, NotNow) or error is None else _internal(error)
+        reason = str(error) if isinstance(error, NotNow) or error is None else _internal(error)
+        self.figures.failed += 1
+        self.figures.last_error = reason
         log.warning("%s: %s; again in %.0f s", self._channel.name, reason, state.upcoming_sleep)
 
     def _complain(self, error: KafkaError) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -50,8 +51,11 @@ def say(line: str) -> None:
 def up(settings: Settings, names: Sequence[str] = NAMES) -> None:
     """Start what does not run of the named services, side by side, and return when all of them answer.
 
-    Raises ServiceError for the first that cannot; nobody waits for the others then, but what has started goes on.
+    Raises ServiceError for the first that cannot; nobody waits for the others then, but what has started goes on. Then
+    removes what ended jobs have left in them.
     """
+    if os.geteuid() == 0:
+        say("these services run as root, and so may whoever finds a fault in them: an account of their own is better")
     given_up = threading.Event()
     with _alone(settings), ThreadPoolExecutor(len(names)) as threads:
         starting = [threads.submit(_up, MAKERS[name](settings), given_up) for name in names]
@@ -60,6 +64,10 @@ def up(settings: Settings, names: Sequence[str] = NAMES) -> None:
                 started.result()
         finally:
             given_up.set()
+        for service in all_services(settings, names):
+            # Another time does as well.
+            with suppress(OSError, ValueError, KeyError):
+                service.tidy()
 
 
 def down(settings: Settings, names: Sequence[str] = NAMES) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import quote
 
 from conf.settings import Settings
@@ -22,11 +21,11 @@ from services.web import ask, beans
 NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
 DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
 SECONDARY = "org.apache.hadoop.hdfs.server.namenode.SecondaryNameNode"
-# Measured with 300,000 files of one block and names as long as the lake's: a file takes 310 bytes of the NameNode's
-# heap and 71 of the DataNode's; without files they take 30 and 20 MB. At the default horizons the lake has some 250,000
+# Measured with 300,000 files of one block (python -m benchmarks.heap): a file takes 300 bytes of the NameNode's heap
+# and 68 of the DataNode's; without files they take 37 and 24 MB. At the default horizons the lake has some 250,000
 # files. 512 MB suffice for twice as many: what lives long has two thirds of the heap, and needs room for garbage.
 NAMENODE_HEAP = "512m"
-BYTES_PER_FILE, BYTES_WITHOUT_FILES = 310, 30 << 20
+BYTES_PER_FILE, BYTES_WITHOUT_FILES = 300, 37 << 20
 # Seconds between two merges of the NameNode's log of changes into its image.
 CHECKPOINT_SECONDS = 3600
 # Entries of a folder: the default of dfs.namenode.fs-limits.max-directory-items.
@@ -68,7 +67,7 @@ def service(settings: Settings) -> Service:
         address=default_fs(settings),
         daemons=(namenode, datanode, secondary),
         prepare=lambda: _prepare(settings, folder),
-        waits_for=lambda: _waits_for(_web(settings)),
+        waits_for=lambda: _waits_for(web_address(settings)),
         report=lambda report: _report(settings, report),
     )
 
@@ -77,7 +76,7 @@ def default_fs(settings: Settings) -> str:
     return f"hdfs://{LOOPBACK}:{settings.namenode_port}"
 
 
-def _web(settings: Settings) -> str:
+def web_address(settings: Settings) -> str:
     return f"http://{LOOPBACK}:{settings.namenode_http_port}"
 
 
@@ -85,6 +84,8 @@ def core_site(settings: Settings, folder: Path) -> dict[str, str]:
     return {
         "fs.defaultFS": default_fs(settings),
         "hadoop.tmp.dir": str(folder / "tmp"),
+        # What people delete by `hdfs dfs -rm` stays in their trash for a day. Deletions by jobs, over WebHDFS, do not.
+        "fs.trash.interval": "1440",
         # Web pages and WebHDFS show what the person who runs this may see; the default user owns nothing.
         "hadoop.http.staticuser.user": getpass.getuser(),
     }
@@ -113,6 +114,9 @@ def _hdfs_site(settings: Settings, folder: Path) -> dict[str, str]:
         "dfs.datanode.directoryscan.throttle.limit.ms.per.sec": "100",
         # There is one DataNode.
         "dfs.replication": "1",
+        # A web page that somebody opens on this machine must not change files: its script reaches loopback. The filter
+        # refuses requests of browsers other than reads, unless they have a header that a foreign page cannot set.
+        "dfs.webhdfs.rest-csrf.enabled": "true",
         # WebHDFS writes through a client in the DataNode: as in conf/spark-defaults.conf.
         "dfs.client.block.write.locateFollowingBlock.initial.delay.ms": "5",
         "dfs.client.block.write.locateFollowingBlock.retries": "12",
@@ -133,7 +137,8 @@ def _prepare(settings: Settings, folder: Path) -> None:
     formatted = folder / "data" / "formatted"
     if formatted.exists():
         return
-    shutil.rmtree(folder / "data" / "name", ignore_errors=True)
+    for of_another_format in ("name", "checkpoint"):
+        shutil.rmtree(folder / "data" / of_another_format, ignore_errors=True)
     format_storage = [
         f"{java_home()}/bin/java", "-Xmx256m", LOGGING_TO_STDOUT, "-cp", f"{folder}/conf:{jars('hadoop')}",
         NAMENODE, "-format", "-nonInteractive",
@@ -153,14 +158,15 @@ def _waits_for(web: str) -> str | None:
             return "a live DataNode"
         if figures["NameNodeInfo"]["Safemode"]:
             return "the end of safe mode"
-        _webhdfs(web, "/", "GETFILESTATUS")
+        webhdfs(web, "/", "GETFILESTATUS")
     except (OSError, ValueError) as error:
         return f"the NameNode at {web} ({type(error).__name__})"
     return None
 
 
-def _webhdfs(web: str, path: str, operation: str) -> Any:
-    return ask(f"{web}/webhdfs/v1{quote(path)}?op={operation}&user.name={quote(getpass.getuser())}")
+def webhdfs(web: str, path: str, operation: str, method: str = "GET") -> Any:
+    """WebHDFS's answer to this user. Raises OSError (FileNotFoundError: there is no such path) or ValueError."""
+    return ask(f"{web}/webhdfs/v1{quote(path)}?op={operation}&user.name={quote(getpass.getuser())}", method=method)
 
 
 def most_files(heap_bytes: int) -> int:
@@ -171,8 +177,8 @@ def most_files(heap_bytes: int) -> int:
 def _report(settings: Settings, report: Report) -> None:
     """Files and blocks against the NameNode's heap, blocks in danger, the last merge, the folders of the lake."""
     try:
-        names = beans(_web(settings), "Hadoop:service=NameNode,name=FSNamesystem")["FSNamesystem"]
-        memory = beans(_web(settings), "java.lang:type=Memory")["java.lang:type=Memory"]
+        names = beans(web_address(settings), "Hadoop:service=NameNode,name=FSNamesystem")["FSNamesystem"]
+        memory = beans(web_address(settings), "java.lang:type=Memory")["java.lang:type=Memory"]
     except (OSError, ValueError, KeyError) as error:
         report.unknown.append(f"files and blocks ({type(error).__name__})")
         return
@@ -269,7 +275,7 @@ def _data_folders(settings: Settings, table: Table, files: int) -> dict[str, int
     if not table.partitioned_by or files < 0.8 * MAX_ENTRIES:
         return whole if not table.partitioned_by else {}
     path = table.path(settings.lake_root)
-    entries = _webhdfs(_web(settings), path.removeprefix(default_fs(settings)), "LISTSTATUS")["FileStatuses"][
+    entries = webhdfs(web_address(settings), path.removeprefix(default_fs(settings)), "LISTSTATUS")["FileStatuses"][
         "FileStatus"
     ]
     partitions = [entry["pathSuffix"] for entry in entries if "=" in entry["pathSuffix"]]
@@ -280,11 +286,9 @@ def _data_folders(settings: Settings, table: Table, files: int) -> dict[str, int
 def _content(settings: Settings, url: str) -> dict[str, int] | None:
     """The number of files below a folder and their bytes; None where there is none. Raises OSError or ValueError."""
     try:
-        summary: dict[str, int] = _webhdfs(_web(settings), url.removeprefix(default_fs(settings)), "GETCONTENTSUMMARY")[
-            "ContentSummary"
-        ]
-    except HTTPError as error:
-        if error.code == 404:
-            return None
-        raise
+        summary: dict[str, int] = webhdfs(
+            web_address(settings), url.removeprefix(default_fs(settings)), "GETCONTENTSUMMARY"
+        )["ContentSummary"]
+    except FileNotFoundError:
+        return None
     return summary

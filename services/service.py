@@ -34,6 +34,7 @@ class Service:
     prepare: writes the configuration and, the first time, formats the storage. May be cut short and called again.
     waits_for: None when the service answers as a client needs it, else what is not there yet, in a few words.
     report: adds what is to be said of a service that answers.
+    tidy: removes what ended jobs have left in the services, which answer; may fail with OSError or ValueError.
     leftovers: processes that outlive the daemons that started them.
     """
 
@@ -43,6 +44,7 @@ class Service:
     prepare: Callable[[], None]
     waits_for: Callable[[], str | None]
     report: Callable[[Report], None] = lambda report: None
+    tidy: Callable[[], None] = lambda: None
     leftovers: Callable[[], list[int]] = list
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.request
 from typing import Any
 
-# What is on this machine never goes through a proxy, whatever the environment says.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+from operation import addresses
 
 
-def ask(url: str, seconds: float = 5.0) -> Any:
-    """The answer, which is JSON. Raises OSError, also after so many seconds of silence, and ValueError."""
-    try:
-        with _DIRECT.open(url, timeout=seconds) as answer:
-            return json.load(answer)
-    except http.client.HTTPException as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+def ask(url: str, seconds: float = addresses.ANSWER_SECONDS, method: str = "GET") -> Any:
+    """The answer, which is JSON. Raises OSError, also after so many seconds of silence, and ValueError.
+
+    Raises FileNotFoundError where there is no such page.
+    """
+    code, content = addresses.ask(url, seconds, method)
+    if code == 404:
+        raise FileNotFoundError(f"HTTP {code}")
+    if code >= 400:
+        raise OSError(f"HTTP {code}")
+    return json.loads(content)
 
 
 def beans(web: str, query: str) -> dict[str, dict[str, Any]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
+import re
 from pathlib import Path
 
 import psutil
 
 from conf.settings import Settings
 from services.daemon import LOOPBACK, Daemon, daemon_environment
-from services.hdfs import core_site
+from services.hdfs import core_site, web_address, webhdfs
 from services.java import java_command, java_home
 from services.service import Report, Service, as_hadoop_xml, in_units, write_if_changed, write_logging_and_hosts
 from services.web import ask
@@ -53,6 +55,7 @@ def service(settings: Settings) -> Service:
         prepare=lambda: _prepare(settings, folder),
         waits_for=lambda: _waits_for(f"http://{LOOPBACK}:{settings.resourcemanager_http_port}"),
         report=lambda report: _report(f"http://{LOOPBACK}:{settings.resourcemanager_http_port}", report),
+        tidy=lambda: _remove_staging(settings, f"http://{LOOPBACK}:{settings.resourcemanager_http_port}"),
         leftovers=lambda: _containers(folder),
     )
 
@@ -81,6 +84,9 @@ def _yarn_site(settings: Settings, folder: Path) -> dict[str, str]:
         # A JVM's address space is no sign of its memory, and on a small machine a burst must not kill a container.
         "yarn.nodemanager.vmem-check-enabled": "false",
         "yarn.nodemanager.pmem-check-enabled": "false",
+        # As for WebHDFS: a web page must not start or end applications.
+        "yarn.resourcemanager.webapp.rest-csrf.enabled": "true",
+        "yarn.nodemanager.webapp.rest-csrf.enabled": "true",
         # At the default of 90 % a node leaves the cluster because its disk is fairly full.
         "yarn.nodemanager.disk-health-checker.max-disk-utilization-per-disk-percentage": "99.5",
         # Allocations and ends of containers are passed on at each heartbeat.
@@ -129,6 +135,23 @@ def _containers(folder: Path) -> list[int]:
         if (process.info["cwd"] or "").startswith(f"{folder}/data/local/"):
             inside.append(process.pid)
     return inside
+
+
+def _remove_staging(settings: Settings, web: str) -> None:
+    """Delete what killed jobs have left on HDFS, code and packages of 150 MB each. Others delete their own.
+
+    A job has ended if YARN says so, or was started again since: the job's name has the time of YARN's start.
+    No other YARN uses an HDFS on loopback. Raises OSError or ValueError.
+    """
+    start = ask(f"{web}/ws/v1/cluster/info")["clusterInfo"]["startedOn"]
+    ended = ask(f"{web}/ws/v1/cluster/apps?states=FINISHED,FAILED,KILLED")["apps"] or {}
+    ended_names = {application["id"] for application in ended.get("app", ())}
+    staging = f"/user/{getpass.getuser()}/.sparkStaging"
+    for entry in webhdfs(web_address(settings), staging, "LISTSTATUS")["FileStatuses"]["FileStatus"]:
+        name = entry["pathSuffix"]
+        of_start = re.fullmatch(r"application_(\d+)_\d+", name)
+        if of_start and (int(of_start[1]) != start or name in ended_names):
+            webhdfs(web_address(settings), f"{staging}/{name}", "DELETE&recursive=true", "DELETE")
 
 
 def _report(web: str, report: Report) -> None:

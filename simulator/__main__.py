@@ -3,7 +3,8 @@ trades: their WebSocket, and on the same port their REST.
 
 The first line on standard output is JSON with the addresses: {"url": "ws://127.0.0.1:PORT/stream", "rest_url":
 "http://127.0.0.1:PORT"}. The market opens when the first client has subscribed. At the end, or at SIGINT or SIGTERM,
-clients are told goodbye, and the last line is JSON with the number of frames sent by stream.
+clients are told goodbye, and the last line is JSON with the number of frames sent by stream and, if any client broke a
+rule of the venue, how often.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from simulator.dialects import Dialect, Listing
+from simulator.dialects import MADE_UP_NAME, Dialect, Listing
 from simulator.dialects.binance import Binance
 from simulator.dialects.coinbase import Coinbase
 from simulator.dialects.coincap import CoinCap
@@ -88,7 +89,8 @@ async def simulate(venue: Venue, path: str, port: int) -> None:
         if playing.done():
             playing.result()
         playing.cancel()
-    print(json.dumps({"sent": venue.sent}), flush=True)
+    broken_rules = {"violations": venue.violations} if venue.violations else {}
+    print(json.dumps({"sent": venue.sent} | broken_rules), flush=True)
 
 
 def _assets(text: str) -> list[str]:
@@ -152,10 +154,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="likewise, and REST has them neither",
     )  # fmt: skip
     parser.add_argument(
+        "--made-up", type=int, default=0, metavar="N", help="N further assets, coin1 and so on, that no list names"
+    )
+    parser.add_argument(
+        "--cut-seconds", type=_positive, metavar="N", help="every connection is cut without a word after so long"
+    )
+    parser.add_argument(
         "--delist", type=_assets, default=[], metavar="ASSETS", help="subscriptions to these assets are refused"
     )
     parser.add_argument("--fault", choices=FAULTS, action="append", default=[], help="what goes wrong; may be repeated")
     options = parser.parse_args(argv)
+    options.assets += [f"{MADE_UP_NAME}{number}" for number in range(1, options.made_up + 1)]
     listing = Listing(options.venue, options.assets, delisted=options.delist)
     missing = [asset for asset in options.assets if asset not in listing.symbols]
     if missing:
@@ -169,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     faulty = partial(with_faults, holes, options.fault)
 
     async def run() -> None:
-        venue = Venue(faulty, options.speed, dialect, listing.history, options.fault)
+        venue = Venue(faulty, options.speed, dialect, listing.history, options.fault, options.cut_seconds)
         await simulate(venue, dialect.path, options.port)
 
     try:

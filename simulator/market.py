@@ -6,6 +6,7 @@ or so apart. Prices walk at random, and now and then one jumps by 2.5 to 5 % wit
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,10 @@ TRADES_PER_ORDER = 0.7 + FEW * (2 + 1 / math.expm1(1 / 3)) + SWEEP * 60
 USUAL_USD = 300.0
 
 
+# The same of an asset that is only made up.
+MADE_UP = (12.50, 3, 2, 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Trade:
     """A trade, `at_ms` milliseconds after the market opened. Ids of an asset have no holes."""
@@ -68,7 +73,7 @@ class _Book:
     """One asset: where its price is, and its next trade id."""
 
     def __init__(self, asset: str, chance: random.Random) -> None:
-        price, self._price_decimals, self._quantity_decimals, self.share = ASSETS[asset]
+        price, self._price_decimals, self._quantity_decimals, self.share = ASSETS.get(asset, MADE_UP)
         self.asset = asset
         self._start = self._log_price = math.log(price)
         self._seen = 0.0
@@ -123,7 +128,7 @@ def trades(assets: Sequence[str], rate: float, seed: int) -> Iterator[Trade]:
     """Trades without end, in the order of time; `rate` is how many a second on average, of all assets together."""
     chance = random.Random(seed)
     books = [_Book(asset, chance) for asset in assets]
-    shares = [book.share for book in books]
+    shares = list(itertools.accumulate(book.share for book in books))
     orders = rate / TRADES_PER_ORDER
     now = 0.0
     bursting, changes_at = False, chance.expovariate(1 / CALM_SECONDS)
@@ -132,7 +137,7 @@ def trades(assets: Sequence[str], rate: float, seed: int) -> Iterator[Trade]:
         arrives = now + chance.expovariate(orders * (BURST_PACE if bursting else CALM_PACE))
         if min(arrives, changes_at, jumps_at) == arrives:
             now = arrives
-            yield from chance.choices(books, shares)[0].order(now, chance)
+            yield from chance.choices(books, cum_weights=shares)[0].order(now, chance)
         elif changes_at < jumps_at:
             now, bursting = changes_at, not bursting
             changes_at += chance.expovariate(1 / (BURST_SECONDS if bursting else CALM_SECONDS))

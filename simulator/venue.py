@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from simulator.dialects import Answer, Dialect
@@ -38,11 +39,16 @@ class Venue:
         dialect: Dialect,
         history: History,
         faults: Collection[str] = (),
+        cut_seconds: float | None = None,
     ) -> None:
         """`source` is given the milliseconds since 1970 at which the market opens. `speed` 0: as fast as is read.
 
-        `faults` are those of connections, of simulator.faults.
+        `faults` are those of connections, of simulator.faults. Every connection is cut without a word after
+        `cut_seconds`.
         """
+        self._cut_seconds = cut_seconds
+        self.violations: Counter[str] = Counter()
+        """How often each of the venue's rules was broken."""
         self._faults = faults
         self._heard: Counter[ServerConnection] = Counter()
         self._silent: list[ServerConnection] = []
@@ -116,11 +122,20 @@ class Venue:
     async def _client(self, client: ServerConnection) -> None:
         self._first = self._first or client
         tasks = [asyncio.create_task(self._heartbeats(client)), asyncio.create_task(self._patience(client))]
+        if self._cut_seconds is not None:
+            tasks.append(asyncio.create_task(self._cut(client, self._cut_seconds)))
+        said: deque[float] = deque()
         query = parse_qs(urlsplit(client.request.path if client.request else "").query)
         try:
             await self._do(client, self._dialect.hello(query))
             async for text in client:
+                if self._says_too_much(said):
+                    await client.close(CloseCode.POLICY_VIOLATION, "too many requests")
+                    return
                 await self._do(client, self._dialect.answer(text, self._streams(client)))
+                if self._dialect.most_streams is not None and len(self._streams(client)) > self._dialect.most_streams:
+                    self.violations["streams"] += 1
+                    await client.close(CloseCode.POLICY_VIOLATION, "too many streams")
         except ConnectionClosed:
             pass
         finally:
@@ -128,6 +143,22 @@ class Venue:
                 task.cancel()
             for clients in self._subscribers.values():
                 clients.discard(client)
+
+    def _says_too_much(self, said: deque[float]) -> bool:
+        if self._dialect.message_limit is None:
+            return False
+        most, seconds = self._dialect.message_limit
+        said.append(time.monotonic())
+        while said[0] <= said[-1] - seconds:
+            said.popleft()
+        if len(said) > most:
+            self.violations["messages"] += 1
+        return len(said) > most
+
+    @staticmethod
+    async def _cut(client: ServerConnection, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        client.transport.abort()
 
     async def _do(self, client: ServerConnection, answer: Answer) -> None:
         for stream in answer.unsubscribe:

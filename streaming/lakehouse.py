@@ -41,6 +41,7 @@ from lake.tables import (
     Table,
 )
 from lake.times import MINUTE, SECOND
+from streaming.progress import Progress
 from streaming.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,14 @@ ROLL_UP_SECONDS = 10.0
 QUIET_SECONDS = 2.0
 
 
+REMEDY = (
+    "Give back the lake's checkpoint (setting checkpoint); or, where it is lost, let --rebuild make silver and gold "
+    "anew from bronze and go on from there; or use another lake_root."
+)
+
+
 class CheckpointError(RuntimeError):
-    """The lake's tables were written from another checkpoint."""
+    """The checkpoint is not the one that belongs to the lake's tables."""
 
 
 class SettingsChanged(RuntimeError):
@@ -80,9 +87,11 @@ class Lakehouse:
     # Set when another writer has fenced this one; Spark re-raises only the message.
     fenced: Fenced | None = None
     upkeep: Upkeep | None = None
+    progress: Progress = field(default_factory=Progress)
     # Set when the job is about to end.
     ending: threading.Event = field(default_factory=threading.Event)
-    _failed: bool = False
+    # The error that ended the last micro-batch; Spark re-raises only its message.
+    failure: BaseException | None = None
     # The version of silver.ticks that the newest snapshot of the state describes; a start writes one.
     _snapshot: int = field(init=False)
     _writing: threading.Lock = field(default_factory=threading.Lock)
@@ -102,10 +111,10 @@ class Lakehouse:
         try:
             query = self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")
             assert query, "a micro-batch knows its query"
-            with self._writing:
+            with self._writing, self.progress.time("whole"):
                 self._write(records, query, batch)
         except BaseException as error:
-            self._failed = True
+            self.failure = error
             if isinstance(error, Fenced):
                 self.fenced = error
             raise
@@ -117,7 +126,7 @@ class Lakehouse:
     @property
     def is_settled(self) -> bool:
         """Whether all tables have the last micro-batch."""
-        return self.last is not None and not self._failed
+        return self.last is not None and self.failure is None
 
     @contextmanager
     def between(self) -> Iterator[None]:
@@ -134,20 +143,23 @@ class Lakehouse:
         started = time.monotonic()
         lake = self.writer
         batch = Batch(query, number, self._began(number))
-        replayed = number <= lake.batch(SILVER_TICKS)
+        replayed = self._is_replay(batch)
         plan = self._plan(batch, replayed)
         # A small micro-batch is one task, and makes one file per table.
-        staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
+        with self.progress.time("stage"):
+            staged = stage(records.coalesce(1) if self.records < FEW else records, plan)
         if replayed:
             # Silver has the micro-batch already, but some of gold's tables may lack it.
+            self._check_offsets(batch, staged)
             ticks, delta = self._of_replay(number, plan), self.state.last
             self.gold.begin_at(delta.minutes_before(self.state.seen.minutes))
             after = self.state
         else:
             ticks = staged.ticks
-            if repeats := self.state.seen.repeats([part.numbers for part in ticks]):
-                ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
-            delta = self._delta(staged, ticks)
+            with self.progress.time("deduplicate"):
+                if repeats := self.state.seen.repeats([part.numbers for part in ticks]):
+                    ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
+                delta = self._delta(staged, ticks)
             after = State(self.state.seen.after(delta), self.state.early, batch.at, delta)
         reports = staged.reports
         rejected = [((source, symbol, epoch), (number, number)) for source, symbol, epoch, number in staged.rejected]
@@ -167,19 +179,49 @@ class Lakehouse:
             if after.early != self.state.early:
                 metadata["early"] = after.early.to_json()
             if not self.rebuilding:
+                metadata["offsets"] = staged.offsets_to_json()
                 start(self._add, staged.of(BRONZE_TICKS), BRONZE_TICKS, batch, at=batch.at.isoformat())
             start(self._add, staged.of(SILVER_TICKS), SILVER_TICKS, batch, **metadata)
             if quarantined := staged.of(SILVER_QUARANTINE):
                 start(self._add, quarantined, SILVER_QUARANTINE, batch)
-            start(self._gaps, changes, [*after.early.due, *reports], batch)
+            start(self.progress.time("silver.gaps")(self._gaps), changes, [*after.early.due, *reports], batch)
             if summaries is not None:
-                self.rollup.note(self.gold.write(summaries, batch))
+                with self.progress.time("gold"):
+                    changed_minutes = self.gold.write(summaries, batch)
+                self.rollup.note(changed_minutes)
             for step in running:
                 step.result()
         self.state, self.last, self.records = after, batch, staged.records
         self._keep_state(replayed)
         self._wrote_at = time.monotonic()
+        self.progress.wrote(number, staged, ticks, lake, seconds=self._wrote_at - started, replayed=replayed)
         logger.info("batch %d: %d records in %.2f s", number, self.records, self._wrote_at - started)
+
+    def _is_replay(self, batch: Batch) -> bool:
+        """Whether silver has the micro-batch. Raises CheckpointError unless it has this one or the one before."""
+        newest, location = self.writer.batch(SILVER_TICKS), self.settings.checkpoint_location
+        written_by = self.writer.metadata(SILVER_TICKS).get("query")
+        if newest >= 0 and written_by not in (None, batch.query):
+            raise CheckpointError(
+                f"{location} is the checkpoint of query {batch.query}, and query {written_by} wrote micro-batch "
+                f"{newest} of {self.settings.lake_root}. {REMEDY}"
+            )
+        if batch.number not in (newest, newest + 1):
+            raise CheckpointError(
+                f"the micro-batch after {location} is {batch.number}, and the newest of {self.settings.lake_root} is "
+                f"{newest}: the one or the other was brought back from a copy. {REMEDY}"
+            )
+        return batch.number == newest
+
+    def _check_offsets(self, batch: Batch, staged: Staged) -> None:
+        """Raises CheckpointError if a replay does not have the records of the micro-batch's first run."""
+        before = self.writer.metadata(SILVER_TICKS).get("offsets")
+        if before is not None and before != staged.offsets_to_json():
+            raise CheckpointError(
+                f"micro-batch {batch.number} of {self.settings.checkpoint_location} has the records "
+                f"{staged.offsets_to_json()} (topic, partition, first and last offset), and in "
+                f"{self.settings.lake_root} it has {before}: the checkpoint was changed. {REMEDY}"
+            )
 
     def _began(self, number: int) -> datetime:
         """A micro-batch's begin: now, but after the last one's. A replay has the begin of its first run."""
@@ -220,7 +262,8 @@ class Lakehouse:
         return self.state.seen.delta([part.numbers for part in ticks], staged.rejected, minutes)
 
     def _add(self, actions: Sequence[Action], table: Table, batch: Batch, **metadata: Any) -> None:
-        self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
+        with self.progress.time(table.qualified_name):
+            self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
 
     def _gaps(
         self, changes: Mapping[tuple[str, str, int], InstrumentChange], reports: Sequence[Gap], batch: Batch
@@ -351,6 +394,16 @@ def resume(spark: SparkSession, settings: Settings, sink: Sink | None = None) ->
     those that decide their content) made them, OtherVersion if another version of the suite did.
     """
     lake = opened(settings)
+    # Before the claim, which would end a running writer of the right checkpoint.
+    check_origin(lake, settings)
+    lake.claim()
+    # Until the claim another first start may have written.
+    check_origin(lake, settings)
+    return lakehouse(spark, settings, lake, sink)
+
+
+def check_origin(lake: LakeWriter, settings: Settings) -> None:
+    """Raises SettingsChanged or CheckpointError if other settings or another checkpoint made the tables."""
     made_by = lake.property(SILVER_TICKS, PROPERTY)
     if made_by and (others := differences(made_by, settings)):
         raise SettingsChanged(
@@ -361,16 +414,12 @@ def resume(spark: SparkSession, settings: Settings, sink: Sink | None = None) ->
     if written_by and written_by != {checkpoint_query(lake.files, settings.checkpoint_location)}:
         raise CheckpointError(
             f"the tables in {settings.lake_root} were written from another checkpoint than "
-            f"{settings.checkpoint_location}: going on would write records twice. "
-            "Give back that checkpoint (setting checkpoint); or, where it is lost, let --rebuild make silver and gold "
-            "anew from bronze and go on from there; or use another lake_root."
+            f"{settings.checkpoint_location}: going on would write records twice. {REMEDY}"
         )
-    return lakehouse(spark, settings, lake, sink)
 
 
 def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: Sink | None = None) -> Lakehouse:
-    """Claim the lake, and restore the state after the last micro-batch. Raises StateLost."""
-    lake.claim()
+    """Restore the state of a claimed lake after the last micro-batch. Raises StateLost."""
     restored = state.restore(lake)
     gold = Gold(lake, gold_rules(settings), restored.seen.minutes, sink)
     gaps = Slices(lake, SILVER_GAPS)

@@ -51,6 +51,7 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
         name, made_by = f"delta.`{table.path(settings.lake_root)}`", deciding(settings).replace("'", "\\'")
         properties = f"'delta.appendOnly' = 'true', '{PROPERTY}' = '{made_by}', '{VERSION_PROPERTY}' = '{VERSION}'"
         spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({properties})")
+    lake.claim()
     house = lakehouse(spark, settings, lake)
     house.rebuilding = True
     # In the order of arrival, in batches of about the stream's size.

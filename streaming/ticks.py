@@ -50,10 +50,13 @@ from lake.silver.stage import RECORDS_A_TASK
 from lake.silver.state import StateLost
 from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
 from streaming.rebuild import Expired, RowsDropped, rebuild
+from streaming.status import Subject, jvm_of, served
 
 logger = logging.getLogger("streaming.ticks")
 
 WRONG_CHECKPOINT, FENCED = 3, 4
+# Errors of a micro-batch whose message says what to do.
+NAMED = (CheckpointError, Fenced, CannotWrite, StoreError)
 # WebHDFS answers so soon after the NameNode's own port.
 START_SECONDS = 10
 
@@ -170,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "debt_files",
             *DECIDING,
         ),
+        *("state_dir", "stream_metrics_port", "stream_stale_seconds"),
     )
     parser.add_argument(
         "--sink", nargs="+", metavar="SINK", help="gold elsewhere too, as it changes: console, or parquet PATH"
@@ -204,7 +208,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         follows = rebuild(spark, settings) if settings.rebuild else None
         lakehouse = resume(spark, settings, sink)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
-        run(start(spark, settings, lakehouse, follows), lakehouse, stop)
+        try:
+            with served(settings, Subject(settings, lakehouse, lease, jvm_of(spark))):
+                run(start(spark, settings, lakehouse, follows), lakehouse, stop)
+        except StreamingQueryException:
+            # It has only the message of an error in a micro-batch.
+            if isinstance(lakehouse.failure, NAMED):
+                raise lakehouse.failure from None
+            raise
     except (SettingsChanged, OtherVersion, CannotWrite) as error:
         logger.error("%s", error)
         return USAGE_ERROR
@@ -221,9 +232,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("the lake's files cannot be reached (lake_root, webhdfs_url): %s", error)
         return 1
     except StreamingQueryException as error:
-        if lakehouse.fenced:
-            logger.error("%s; this one wrote nothing since", lakehouse.fenced)
-            return FENCED
         logger.error("the query failed: %s", error)
         return 1
     finally:
@@ -235,4 +243,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)
+    # /healthz says if Kafka does not answer.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     sys.exit(main())

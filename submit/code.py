@@ -16,7 +16,7 @@ from conf.settings import PROJECT
 
 SHIPPED = PROJECT / ".tickhouse" / "ship" / "code.zip"
 # What jobs import.
-FOLDERS = ("conf", "lake", "streaming", "batch")
+FOLDERS = ("conf", "lake", "operation", "streaming", "batch")
 
 
 def make() -> None:

@@ -23,7 +23,10 @@ from conf.settings import PROJECT
 SHIPPED = PROJECT / ".tickhouse" / "ship"
 # What the jobs of a folder import; what those need in turn is found out. Spark wants pandas for Arrow.
 IMPORTED = {
-    "streaming": ("pydantic", "urllib3", "tenacity", "kafka-python", "pyarrow", "pandas", "polars"),
+    "streaming": (
+        *("pydantic", "urllib3", "tenacity", "kafka-python", "pyarrow", "pandas", "polars"),
+        *("prometheus-client", "psutil"),
+    ),
     "batch": ("pydantic", "urllib3", "tenacity", "pyarrow", "pandas", "polars", "great-expectations", "hdfs"),
 }
 SHIPPED_BY_SPARK = {"pyspark", "py4j"}

@@ -26,6 +26,8 @@ JOB_SETTINGS = (
     *("future_tolerance_seconds", "receipt_tolerance_seconds", "gold_symbols", "volatility_seconds"),
     *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds"),
     *("trigger_seconds", "max_offsets_per_trigger", "rebuild", "once"),
+    *("upkeep", "upkeep_seconds", "history_minutes", "keep_days", "debt_files"),
+    *("stream_metrics_port", "stream_stale_seconds"),
 )
 
 

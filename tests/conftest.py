@@ -48,10 +48,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         GOLDEN_OPTION, action="store_true", help="write what users see to the golden files; then read the diff"
     )
+    parser.addoption("--fuzz", type=int, default=2_000, help="how many odd records tests/fuzz makes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> int:
+    """How many odd records a test makes."""
+    return int(request.config.getoption("--fuzz"))
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from lake.tables import (
 from tests.oracle import Lake, Row, differences, missing_ids
 
 
-def rows_of(root: str, table: Table) -> dict[Hashable, dict[str, object]]:
+def rows_of(root: str, table: Table) -> dict[Hashable, dict[str, Any]]:
     """The table's rows by their key; two rows of one key fail."""
     rows = read(root, table).to_pylist()
-    keyed: dict[Hashable, dict[str, object]] = {}
+    keyed: dict[Hashable, dict[str, Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in table.key)
         keyed[key if len(key) > 1 else key[0]] = row

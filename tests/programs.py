@@ -90,7 +90,7 @@ def ingestion(folder: Path, settings: Settings, url: str, *arguments: str) -> It
         "max_frame_bytes",
     )  # fmt: skip
     given = [text for name in names for text in (flag(name), str(getattr(settings, name)))]
-    own = ("--spool-dir", str(folder / "spool"), "--metrics-port", "0")
+    own = ("--spool-dir", str(folder / "spool"), "--state-dir", str(folder / "state"), "--metrics-port", "0")
     arguments = ("--feed", "binance", "--url", url, *own, *given, *arguments)
     with running_program("ingestion", arguments, folder / "ingestion.log") as program:
         yield program

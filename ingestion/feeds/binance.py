@@ -149,6 +149,10 @@ VENUE = Venue(
     contiguous_ids=True,
     feed=lambda instruments, url, _: Binance(instruments, url),
     rest_url="https://api.binance.com",
+    # "A single connection can listen to a maximum of 1024 streams", and "300 connections per attempt every 5 minutes
+    # per IP". https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
+    most_instruments=1_000,
+    attempts=(250, 300.0),
     # https://developers.binance.com/docs/binance-spot-api-docs/faqs/market_data_only
     market_data_url="https://data-api.binance.vision",
     history=history.History(0.5, _pages),

@@ -153,6 +153,10 @@ VENUE = Venue(
     instruments=of_table("{ticker}-USD", "USD", without=("binance-coin", "tron")),
     contiguous_ids=True,
     feed=lambda instruments, url, _: Coinbase(instruments, url),
+    # "Spread subscriptions over more than one websocket client connection"; 8 requests a second and IP.
+    # https://docs.cdp.coinbase.com/exchange/websocket-feed/best-practices, .../rate-limits
+    most_instruments=300,
+    attempts=(5, 1.0),
     rest_url="https://api.exchange.coinbase.com",
     history=history.History(0.2, _pages),
     pairs=_pairs,

@@ -184,6 +184,9 @@ VENUE = Venue(
     instruments=of_table("{ticker}/USD", "USD", without=("binance-coin",)),
     contiguous_ids=True,
     feed=lambda instruments, url, _: Kraken(instruments, url),
+    # Kraken documents no numbers for its public feed: these are cautious ones.
+    most_instruments=300,
+    attempts=(100, 600.0),
     rest_url="https://api.kraken.com",
     history=history.History(1.0, _pages),
     pairs=_pairs,

@@ -79,6 +79,10 @@ class Venue:
     feed: MakeFeed
     rest_url: str
     """Its own REST: of its past trades and its pairs."""
+    most_instruments: int = 0
+    """On one connection; 0: any number."""
+    attempts: tuple[int, float] = (0, 1.0)
+    """So many connections may be made within so many seconds; 0: any number."""
     market_data_url: str | None = None
     """Serves the same lists and trades, also where `rest_url` is closed for legal reasons."""
     history: History | None = None

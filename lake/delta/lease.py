@@ -41,8 +41,16 @@ class Lease:
         self._root = root
         self._holder: dict[str, Any] = {"id": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
         self._renewals = 0
+        # When it was last renewed; None: it is not ours.
+        self._renewed_at: float | None = None
         self._released = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is ours, and renewed often enough that no other job takes this one for dead."""
+        renewed_at = self._renewed_at
+        return renewed_at is not None and time.monotonic() - renewed_at < PATIENCE_SECONDS
 
     def acquire(self) -> None:
         """Take the lease if it is free or its holder is dead. Raises LakeInUse if the holder is alive, and OSError."""
@@ -66,6 +74,7 @@ class Lease:
     def release(self) -> None:
         """Stop renewing, and delete the lease if it is still ours. Takes some seconds if the store does not answer."""
         self._released.set()
+        self._renewed_at = None
         if self._renewer.is_alive():
             self._renewer.join(_RELEASE_SECONDS)
         try:
@@ -84,6 +93,7 @@ class Lease:
             try:
                 holder = self._read()
                 if holder is not None and holder["id"] != self._holder["id"]:
+                    self._renewed_at = None
                     return
                 if not self._released.is_set():
                     self._write()
@@ -95,6 +105,7 @@ class Lease:
         self._renewals += 1
         content = json.dumps({**self._holder, "renewals": self._renewals}).encode()
         self._files.replace(self.url, content)
+        self._renewed_at = time.monotonic()
 
     def _read(self, tries: int = 50) -> dict[str, Any] | None:
         """The lease's holder; None if there is none, or if the file is not valid JSON after so many tries.

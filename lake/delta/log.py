@@ -79,6 +79,10 @@ class CannotWrite(RuntimeError):
     """The table has features that the lake's writer does not support."""
 
 
+class LogDamaged(RuntimeError):
+    """A file of the log is empty or cut short, as after a power cut."""
+
+
 class LogIncomplete(FileNotFoundError):
     """The log lacks a commit that the version needs."""
 
@@ -200,9 +204,22 @@ class TableLog:
     def actions(self, version: int) -> list[Action]:
         """A commit's actions: each maps its kind (`add`, `remove`, `commitInfo`, ...) to its content.
 
-        Raises LogIncomplete if the commit is missing.
+        Raises LogIncomplete if the commit is missing, and LogDamaged if it is empty or cut short.
         """
-        return _actions_of(self._content(version))
+        return self._actions_of(version, self._content(version))
+
+    def _actions_of(self, version: int, content: bytes) -> list[Action]:
+        try:
+            actions = [dict(json.loads(line)) for line in content.split(b"\n") if line.strip()]
+        except (ValueError, TypeError):
+            actions = []
+        if not actions:
+            raise LogDamaged(
+                f"{self._commit(version)} is empty or cut short: bring it back from a copy. If there is none and it "
+                "is the newest of its log, move it away, and let --rebuild make silver and gold anew from bronze; the "
+                "records of a lost commit of bronze are then read from Kafka once more."
+            )
+        return actions
 
     def _content(self, version: int) -> bytes:
         try:
@@ -312,6 +329,16 @@ class TableLog:
         A file is left out only if its statistics of all these columns rule it out. Raises as `state`.
         """
         return [self.file(add) for add in adds(reaching(self._replay().rows, columns, since))]
+
+    def file_count(self, version: int) -> int:
+        """The number of data files of a version. Raises as `state`."""
+        files = self._replay(version).rows["add"]
+        return int(len(files) - files.null_count)
+
+    def checkpointed(self) -> int:
+        """The version of the newest checkpoint by `_last_checkpoint`; -1 if there is none."""
+        last = self._last_checkpoint()
+        return -1 if last is None else last.version
 
     def property(self, name: str) -> str | None:
         """A property of the table, as of its newest version. Raises as `state`."""
@@ -570,8 +597,9 @@ class TableLog:
         with ThreadPoolExecutor(_READERS) as threads:
             try:
                 for first in range(0, len(versions), _COMMITS):
-                    for content in threads.map(self._content, versions[first : first + _COMMITS]):
-                        waiting.append(_actions_of(content))
+                    part = versions[first : first + _COMMITS]
+                    for version, content in zip(part, threads.map(self._content, part), strict=True):
+                        waiting.append(self._actions_of(version, content))
                         count += len(waiting[-1])
                         if count >= _ACTIONS:
                             yield rows_of_commits(waiting)
@@ -586,15 +614,16 @@ class TableLog:
         try:
             urls = [f"{self._folder}/{name}" for name in checkpoint.names()]
             return pa.concat_tables(rows_of_checkpoint(self._files.read(url), tombstones) for url in urls)
+        except pa.ArrowInvalid as error:
+            raise LogDamaged(
+                f"the checkpoint of version {checkpoint.version} in {self._folder} is empty or cut short ({error}): "
+                "bring it back from a copy, or move it away, if the log still has all commits since the one before it."
+            ) from error
         except UnknownFormat:
             raise CannotWrite(
                 f"{self.path} has checkpoints of version 2, which the lake's code cannot read. Drop them: "
                 "ALTER TABLE ... DROP FEATURE v2Checkpoint"
             ) from None
-
-
-def _actions_of(content: bytes) -> list[Action]:
-    return [json.loads(line) for line in content.split(b"\n") if line.strip()]
 
 
 def _is_whole(path: str) -> bool:

@@ -90,6 +90,21 @@ def table_properties(table: Table) -> dict[str, str]:
     return {**properties, **(PROPERTIES if table.kind == "streamed" else {})}
 
 
+@dataclass(frozen=True)
+class TableFigures:
+    """A table as its writer knows it.
+
+    files: live data files. log_files: commits since the log's last checkpoint. Both are None until they are known:
+    call `count`.
+    committed_at: when this writer last committed a micro-batch, in Unix seconds; None before that.
+    """
+
+    version: int
+    files: int | None
+    log_files: int | None
+    committed_at: float | None
+
+
 _NOTHING = Cleaned(0, 0, 0)
 
 
@@ -107,8 +122,15 @@ class _TableState:
     live: LiveFiles | None = None
     # The paths of the files that the last micro-batch appended.
     appended: list[str] = field(default_factory=list)
-    # When the log got its last checkpoint, by a monotonic clock, and the version.
-    checkpointed: tuple[float, int] = (0.0, -1)
+    # The number of live files at the start, and how many more there are since. None: not counted yet.
+    first_files: int | None = None
+    more_files: int = 0
+    # When a checkpoint of the log was last begun, by a monotonic clock.
+    tidied_at: float = 0.0
+    # The version of the log's last checkpoint; -1: there is none. None: not looked up yet.
+    checkpointed: int | None = None
+    # When this writer last committed a micro-batch, in Unix seconds.
+    committed_at: float | None = None
     # What checkpoints have deleted since the start, and what the last one left.
     cleaned: Cleaned = _NOTHING
     # The log files from this version on are needed by a start; None: no older ones than usual.
@@ -144,6 +166,7 @@ class LakeWriter:
             state.metadata = state.log.last_batch(state.version)
             state.batch = state.metadata.get("batch", -1)
             state.live = None
+            state.first_files, state.more_files = None, 0
 
         with ThreadPoolExecutor(THREADS) as threads:
             list(threads.map(look, self._tables.values()))
@@ -196,6 +219,25 @@ class LakeWriter:
         """The newest version of the table that this writer knows."""
         return self._tables[table.qualified_name].version
 
+    def count(self, table: Table) -> None:
+        """Look up what `figures` needs of the log; from any thread. Raises StoreError, LogIncomplete, CannotWrite."""
+        state = self._tables[table.qualified_name]
+        if state.first_files is None:
+            # Micro-batches may commit meanwhile.
+            with state.lock:
+                version, more = state.version, state.more_files
+            state.first_files = state.log.file_count(version) - more
+        newest = state.log.checkpointed()
+        state.checkpointed = newest if state.checkpointed is None else max(newest, state.checkpointed)
+
+    def figures(self, table: Table) -> TableFigures:
+        """The table's figures; from any thread."""
+        state = self._tables[table.qualified_name]
+        files = None if state.first_files is None else state.first_files + state.more_files
+        # Another program may have written a checkpoint of a version that we have not seen yet.
+        log_files = None if state.checkpointed is None else max(0, state.version - state.checkpointed)
+        return TableFigures(state.version, files, log_files, state.committed_at)
+
     def property(self, table: Table, name: str) -> str | None:
         """A property of the table."""
         return self._tables[table.qualified_name].log.property(name)
@@ -246,7 +288,8 @@ class LakeWriter:
         with state.lock:
             if state.live is None:
                 self.catch_up(table)
-                state.live = LiveFiles(table, state.log.files(state.version))
+                files = state.log.files(state.version)
+                state.live, state.first_files = LiveFiles(table, files), len(files) - state.more_files
             return state.live
 
     def small_files(self, table: Table, below: int) -> tuple[list[DataFile], int]:
@@ -382,8 +425,10 @@ class LakeWriter:
                         "now, and --repair mends gold; --rebuild makes silver and gold anew from bronze",
                         *(state.log.path, state.version + 1, operation_of(actions)),
                     )
+                added, removed = [state.log.file(action) for action in added_by(actions)], removed_by(actions)
                 if state.live is not None:
-                    state.live.replace(removed_by(actions), [state.log.file(action) for action in added_by(actions)])
+                    state.live.replace(removed, added)
+                state.more_files += len(added) - len(removed)
                 state.version += 1
 
     def _commit(
@@ -394,7 +439,7 @@ class LakeWriter:
         metadata = {"epoch": self.epoch, **metadata}
         with state.lock:
             self._put(state, added, removed, metadata)
-            state.batch, state.metadata = metadata["batch"], metadata
+            state.batch, state.metadata, state.committed_at = metadata["batch"], metadata, time.time()
 
     def _put(
         self,
@@ -427,6 +472,7 @@ class LakeWriter:
             if removed and state.live is not None and not state.live.has(removed):
                 raise Changed(f"{state.table.qualified_name} was changed at the same time")
         state.version += 1
+        state.more_files += len(added) - len(removed)
         # Spread the tables' checkpoints over micro-batches.
         turn = list(self._tables).index(state.table.qualified_name) * (CHECKPOINT_EVERY // len(self._tables))
         if (state.version + turn) % CHECKPOINT_EVERY == 0:
@@ -435,8 +481,8 @@ class LakeWriter:
     def tidy(self, table: Table, seconds: float) -> None:
         """Write a checkpoint in the background if the last one is so old, and delete what has passed the horizon."""
         state = self._tables[table.qualified_name]
-        at, version = state.checkpointed
-        if time.monotonic() - at >= seconds and version < state.version:
+        is_due = time.monotonic() - state.tidied_at >= seconds
+        if is_due and (state.checkpointed is None or state.checkpointed < state.version):
             self._background.submit(self._checkpoint, state)
 
     def keep_log(self, table: Table, since: int) -> None:
@@ -448,13 +494,14 @@ class LakeWriter:
         return self._tables[table.qualified_name].cleaned
 
     def _checkpoint(self, state: _TableState) -> None:
-        state.checkpointed = (time.monotonic(), state.version)
+        state.tidied_at, version = time.monotonic(), state.version
         try:
             cleaned = state.log.checkpoint(delete_data=self.deletes_data, keep=state.needed_since)
             before = state.cleaned
             state.cleaned = Cleaned(
                 before.data_files + cleaned.data_files, before.log_files + cleaned.log_files, cleaned.left
             )
+            state.checkpointed = version
         except (OSError, CannotWrite):
             logger.exception("%s: no checkpoint of the log, until %d commits later", state.log.path, CHECKPOINT_EVERY)
 

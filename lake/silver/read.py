@@ -25,7 +25,9 @@ from lake.contract import (
     NAME,
     NOTIONAL_DECIMALS,
     NOTIONAL_DIGITS,
+    REASON_LENGTH,
     TIME_LIMIT,
+    UNREADABLE,
     TickRules,
 )
 from lake.delta.parquet import arrow_schema, arrow_type
@@ -105,6 +107,15 @@ def read(records: pa.Table, rules: TickRules) -> Contents:
     ticks, out_of_range = _canonical_ticks(canonical, rules)
     parts = [part for part in (others, out_of_range) if part.num_rows]
     return _judged(ticks, pa.concat_tables(parts) if parts else others, rules)
+
+
+def unreadable(record: pa.Table, why: str) -> Contents:
+    """One record in quarantine with rule UNREADABLE; it names no trade."""
+    [row] = record.select(["value", "topic", "partition", "offset"]).to_pylist()
+    # It may quote the record.
+    reason = ascii(why[:REASON_LENGTH])[1:-1]
+    rejection = (row["value"], UNREADABLE, reason, row["topic"], row["partition"], row["offset"])
+    return Contents(TICKS.empty_table(), _table([rejection], QUARANTINED), [], [], 1)
 
 
 def _split(rows: pa.Table, chosen: pa.Array) -> tuple[pa.Table, pa.Table]:

@@ -9,29 +9,33 @@ commit. Files of a failed task belong to no table; VACUUM removes them.
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import date, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from lake.contract import TickRules
-from lake.delta.files import Files
+from lake.contract import RECORD, UNREADABLE, TickRules
+from lake.delta.files import Files, LocalDisk, StoreError, StoreUnavailable
 from lake.delta.log import Action
-from lake.delta.parquet import as_stored, encoded_file
+from lake.delta.parquet import arrow_schema, as_stored, encoded_file
 from lake.gold.summary import of_ticks
 from lake.silver.deduplicate import Numbers, Repeats, distinct, numbers, without
 from lake.silver.gaps import Gap
 from lake.silver.judge import InstrumentId
-from lake.silver.read import read, with_notional
+from lake.silver.read import Contents, read, unreadable, with_notional
 from lake.tables import BRONZE_TICKS, SILVER_QUARANTINE, SILVER_TICKS, Table
-from lake.times import MINUTE, SECOND
+from lake.times import EPOCH, MINUTE, SECOND, to_micros
+
+logger = logging.getLogger(__name__)
 
 # Records per task. Several tasks per Kafka partition keep all cores busy until the end.
 RECORDS_A_TASK = 100_000
@@ -43,7 +47,13 @@ RECORDS_A_LOOK = 10_000
 BYTES_A_LOOK = 16 << 20
 # Up to so many rows the driver reads files again itself: faster than a Spark job.
 FEW = 20_000
+# A time of Kafka's before or after these is stored as the first or the last of them; microseconds since 1970.
+KAFKA_TIMES = (to_micros(datetime(1900, 1, 1, tzinfo=UTC)), to_micros(datetime(9999, 12, 31, tzinfo=UTC)))
 _TIMES = ("event_time", "received_at")
+# What may be raised because of what a record contains. Polars' own is no Exception.
+RECORD_ERRORS = (Exception, pl.exceptions.PanicException)
+# So many unreadable records of a micro-batch are in the log, and all in quarantine.
+LOGGED = 20
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,10 @@ class Staged:
     rejected: list[InstrumentId] = field(default_factory=list)
     # By partition and offset.
     reports: list[Gap] = field(default_factory=list)
+    # By topic and partition: the first and the last offset.
+    offsets: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    # The records that could not be read, in words.
+    unreadable: list[str] = field(default_factory=list)
 
     def add(self, other: Staged) -> None:
         """Add the result of other records."""
@@ -94,6 +108,14 @@ class Staged:
         self.ticks += other.ticks
         self.rejected += other.rejected
         self.reports += other.reports
+        self.unreadable += other.unreadable
+        for place, (first, last) in other.offsets.items():
+            lowest, highest = self.offsets.get(place, (first, last))
+            self.offsets[place] = (min(first, lowest), max(last, highest))
+
+    def offsets_to_json(self) -> list[list[str | int]]:
+        """topic, partition, first and last offset, sorted."""
+        return [[*place, *ends] for place, ends in sorted(self.offsets.items())]
 
     def of(self, table: Table) -> list[Action]:
         """The files of a table."""
@@ -110,24 +132,88 @@ def stage(records: DataFrame, plan: Plan) -> Staged:
 
     staged = Staged()
     for row in records.mapInArrow(task, "staged BINARY").collect():
-        staged.add(pickle.loads(row["staged"]))
+        of_task = pickle.loads(row["staged"])
+        if isinstance(of_task, StoreError):
+            raise of_task
+        staged.add(of_task)
+    for text in staged.unreadable[:LOGGED]:
+        logger.error("%s; it is in %s with rule %s", text, SILVER_QUARANTINE.qualified_name, UNREADABLE)
     return staged
 
 
 def stage_part(batches: Iterable[pa.RecordBatch], plan: Plan) -> Iterator[pa.RecordBatch]:
-    """One task: reads its records, and yields one pickled Staged."""
+    """One task: reads its records, and yields one pickled Staged, or the StoreError for which a retry is useless."""
     # The other cores run other tasks.
     pa.set_cpu_count(1)
+    try:
+        result: Staged | StoreError = _staged(batches, plan)
+    except StoreError as error:
+        # Spark would run a failed task again.
+        if isinstance(error, StoreUnavailable):
+            raise
+        result = error
+    yield pa.record_batch({"staged": pa.array([pickle.dumps(result)], pa.binary())})
+
+
+def _staged(batches: Iterable[pa.RecordBatch], plan: Plan) -> Staged:
     staged, waiting = Staged(), _Part(plan)
     with ThreadPoolExecutor(2) as threads:
         for records in _joined(batches):
-            waiting.add(records)
+            try:
+                waiting.add(records)
+            except RECORD_ERRORS as error:
+                staged.add(_in_halves(records, plan, threads, error))
             if waiting.records >= RECORDS_A_FILE or waiting.bytes >= BYTES_A_FILE:
-                staged.add(waiting.write_files(threads))
+                staged.add(_written(waiting, plan, threads))
                 waiting = _Part(plan)
         if waiting.records:
-            staged.add(waiting.write_files(threads))
-    yield pa.record_batch({"staged": pa.array([pickle.dumps(staged)], pa.binary())})
+            staged.add(_written(waiting, plan, threads))
+    return staged
+
+
+def _written(part: _Part, plan: Plan, threads: ThreadPoolExecutor) -> Staged:
+    try:
+        return part.write_files(threads)
+    except RECORD_ERRORS as error:
+        return _in_halves(part.all_records(), plan, threads, error)
+
+
+def _in_halves(records: pa.Table, plan: Plan, threads: ThreadPoolExecutor, error: BaseException) -> Staged:
+    """Stage records whose staging fails, half by half, so that only the record that fails alone is not read."""
+    if isinstance(error, OSError | MemoryError):
+        raise error
+    if records.num_rows == 1:
+        _require_that_a_tick_can_be_staged(plan, threads)
+        part = _Part(plan)
+        part.add_unreadable(records, error)
+        return part.write_files(threads)
+    staged, half = Staged(), records.num_rows // 2
+    for rows in (records.slice(0, half), records.slice(half)):
+        part = _Part(plan)
+        try:
+            part.add(rows)
+            staged.add(part.write_files(threads))
+        except RECORD_ERRORS as again:
+            staged.add(_in_halves(rows, plan, threads, again))
+    return staged
+
+
+def _require_that_a_tick_can_be_staged(plan: Plan, threads: ThreadPoolExecutor) -> None:
+    """Raises if staging fails whatever the record: then no record is to blame."""
+    tick = b'{"timestamp":"1970-01-01T00:00:00Z","asset":"a","price_usd":"1"}'
+    row = {"key": None, "value": tick, "topic": plan.rules.rejects_topic + plan.rules.gaps_topic}
+    schema = pa.schema([field for field in arrow_schema(BRONZE_TICKS) if field.name in RECORD])
+    places = {"partition": 0, "offset": 0, "kafka_timestamp": EPOCH}
+    part = _Part(replace(plan, files=_Nowhere()))
+    part.add(pa.Table.from_pylist([{**row, **places}], schema))
+    part.write_files(threads)
+
+
+class _Nowhere(LocalDisk):
+    """Keeps nothing that is written."""
+
+    def write(self, url: str, content: bytes) -> None:
+        pass
 
 
 def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -154,15 +240,35 @@ class _Part:
         self.records = self.bytes = 0
 
     def add(self, records: pa.Table) -> None:
-        if "ingested_at" not in records.column_names:
-            at = pa.scalar(self._plan.at, pa.timestamp("us", "UTC"))
-            records = records.append_column("ingested_at", pa.repeat(at, records.num_rows))
-        contents = read(records, self._plan.rules)
+        records = self._with_ingested_at(records)
+        self._add(records, read(records, self._plan.rules))
+
+    def add_unreadable(self, record: pa.Table, error: BaseException) -> None:
+        """Add one record as one that cannot be read."""
+        contents = unreadable(record, f"{type(error).__name__}: {error}")
+        [row] = contents.quarantined.to_pylist()
+        text = f"{row['topic']}:{row['partition']}:{row['offset']} cannot be read: {row['reason']}"
+        self._staged.unreadable.append(text)
+        self._add(self._with_ingested_at(record), contents)
+
+    def _with_ingested_at(self, records: pa.Table) -> pa.Table:
+        if "ingested_at" in records.column_names:
+            return records
+        at = pa.scalar(self._plan.at, pa.timestamp("us", "UTC"))
+        return records.append_column("ingested_at", pa.repeat(at, records.num_rows))
+
+    def all_records(self) -> pa.Table:
+        return pa.concat_tables(self._records)
+
+    def _add(self, records: pa.Table, contents: Contents) -> None:
         self._records.append(records)
         self._ticks.append(contents.ticks)
         self._quarantined.append(contents.quarantined)
         self._staged.rejected += contents.rejected_ids
         self._staged.reports += contents.reports
+        ends = records.group_by(["topic", "partition"]).aggregate([("offset", "min"), ("offset", "max")])
+        for topic, partition, first, last in zip(*(column.to_pylist() for column in ends.columns), strict=True):
+            self._staged.add(Staged(offsets={(topic, partition): (first, last)}))
         self.records += records.num_rows
         self.bytes += records.nbytes
 
@@ -170,7 +276,7 @@ class _Part:
         plan, staged = self._plan, self._staged
         staged.records = self.records
         # In parallel with the ticks below.
-        bronze = threads.submit(self._write, BRONZE_TICKS, lambda: _bronze(pa.concat_tables(self._records)))
+        bronze = threads.submit(self._write, BRONZE_TICKS, lambda: _bronze(self.all_records()))
         quarantine = threads.submit(self._write, SILVER_QUARANTINE, self._quarantine)
         ticks = distinct(columns(pa.concat_tables(self._ticks)))
         staged.ticks = [_tick_files(with_is_late(ticks, plan.minutes), plan)] if ticks.height else []
@@ -220,6 +326,11 @@ def _write_file(table: Table, rows: pa.Table, plan: Plan) -> Action:
 
 
 def _bronze(records: pa.Table) -> pa.Table:
+    # Kafka takes times of any year; Spark and Python read only these.
+    times = records["kafka_timestamp"].cast(pa.int64())
+    times = pc.min_element_wise(pc.max_element_wise(times, KAFKA_TIMES[0]), KAFKA_TIMES[1] - 1)
+    index = records.schema.get_field_index("kafka_timestamp")
+    records = records.set_column(index, "kafka_timestamp", times.cast(pa.timestamp("us", "UTC")))
     date = records["ingested_at"].cast(pa.date32())
     return records.append_column("ingest_date", date).select(list(BRONZE_TICKS.column_names))
 

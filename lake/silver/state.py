@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping
+import logging
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,6 +22,8 @@ from lake.silver.deduplicate import Delta, Seen
 from lake.silver.gaps import EarlyReports
 from lake.tables import SILVER_TICKS
 from lake.times import EPOCH
+
+logger = logging.getLogger(__name__)
 
 # A start reads at most so many commits, some 3 ms each.
 SNAPSHOT_EVERY = 50
@@ -76,8 +80,7 @@ def restore(lake: LakeWriter) -> State:
         state = State().after(lake.metadata(SILVER_TICKS))
         keep(lake, state, newest)
         return state
-    version = max(snapshots, default=-1)
-    state = _snapshot(lake, version) if snapshots else State()
+    version, state = _newest_snapshot(lake, snapshots)
     try:
         for metadata in lake.metadata_since(SILVER_TICKS, version):
             state = state.after(metadata)
@@ -88,6 +91,16 @@ def restore(lake: LakeWriter) -> State:
         ) from error
     keep(lake, state, newest)
     return state
+
+
+def _newest_snapshot(lake: LakeWriter, versions: Iterable[int]) -> tuple[int, State]:
+    """The version and content of the newest snapshot that is whole; (-1, the empty state) if there is none."""
+    for version in sorted(versions, reverse=True):
+        try:
+            return version, _snapshot(lake, version)
+        except (gzip.BadGzipFile, FileNotFoundError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s/%020d%s is damaged: %s", _folder(lake.root), version, _SUFFIX, error)
+    return -1, State()
 
 
 def _snapshot(lake: LakeWriter, version: int) -> State:

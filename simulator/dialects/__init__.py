@@ -30,6 +30,9 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+# Assets that only the simulator has are this and a number.
+MADE_UP_NAME = "coin"
+
 NOT_FOUND = Reply(404, {"message": "NotFound"})
 
 
@@ -41,6 +44,10 @@ class Dialect(Protocol):
     heartbeat_seconds: float | None
     patience_seconds: float | None
     """Who has not subscribed by then is cut off."""
+    most_streams: int | None
+    """A client that wants more on one connection is cut off."""
+    message_limit: tuple[int, float] | None
+    """And one that says more than so much within so many seconds."""
     rest_limit: tuple[int, float]
     """So many REST requests within so many seconds are answered."""
 
@@ -77,6 +84,9 @@ class Listing:
 
     def __post_init__(self) -> None:
         self.symbols = {asset: instrument.symbol for asset, instrument in VENUES[self.venue].instruments.items()}
+        for asset in self.assets:
+            if asset.startswith(MADE_UP_NAME):
+                self.symbols[asset] = self.symbols["bitcoin"].replace("BTC", asset.upper()).replace("bitcoin", asset)
         self.asset_of = {symbol: asset for asset, symbol in self.symbols.items()}
 
     def refuses(self, symbol: str) -> bool:

@@ -14,6 +14,8 @@ from simulator.market import Trade
 class Binance:
     path = "/stream"
     heartbeat_seconds: float | None = None
+    most_streams: int | None = 1024
+    message_limit: tuple[int, float] | None = (5, 1.0)
     patience_seconds: float | None = None
     # historicalTrades has a weight of 25 of 6,000 a minute.
     rest_limit = (240, 60.0)

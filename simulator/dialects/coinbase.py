@@ -18,6 +18,8 @@ CHANNELS = ("matches", "ticker", "heartbeat")
 class Coinbase:
     path = "/"
     heartbeat_seconds: float | None = 1.0
+    most_streams: int | None = None
+    message_limit: tuple[int, float] | None = (20, 1.0)
     patience_seconds: float | None = 5.0
     rest_limit = (10, 1.0)
 

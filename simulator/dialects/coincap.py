@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ingestion.instruments import TICKERS
 from simulator.dialects import NOT_FOUND, Answer, Listing, Reply, number
 from simulator.frames import Frame
-from simulator.market import ASSETS, Trade
+from simulator.market import ASSETS, MADE_UP, Trade
 
 ALL = "ALL"
 # Prices that changed within so long share a frame.
@@ -19,6 +19,8 @@ PART_MS = 100
 class CoinCap:
     path = "/prices"
     heartbeat_seconds: float | None = None
+    most_streams: int | None = None
+    message_limit: tuple[int, float] | None = None
     patience_seconds: float | None = None
     rest_limit = (10, 1.0)
 
@@ -60,9 +62,9 @@ def assets(listing: Listing, query: Mapping[str, Sequence[str]]) -> Reply:
         {
             "id": asset,
             "rank": str(rank),
-            "symbol": TICKERS[asset],
+            "symbol": TICKERS.get(asset, asset.upper()),
             "name": asset.title(),
-            "priceUsd": str(ASSETS[asset][0]),
+            "priceUsd": str(ASSETS.get(asset, MADE_UP)[0]),
         }
         for rank, asset in enumerate(listing.assets, 1)
     ]

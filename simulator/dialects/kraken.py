@@ -20,6 +20,8 @@ SNAPSHOT_TRADES = 50
 class Kraken:
     path = "/v2"
     heartbeat_seconds: float | None = 1.0
+    most_streams: int | None = None
+    message_limit: tuple[int, float] | None = None
     patience_seconds: float | None = None
     rest_limit = (2, 1.5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,6 +32,12 @@ from tests.oracle import Record
 
 FIRST = datetime(2024, 8, 5, 10, tzinfo=UTC)
 DAYS = 4
+
+
+def event_time(row: Mapping[str, object]) -> datetime:
+    time = row["event_time"]
+    assert isinstance(time, datetime)
+    return time
 
 
 def records_of_days(chance: random.Random) -> list[list[Record]]:
@@ -75,13 +82,6 @@ def lake(tmp_path: Path) -> Settings:
     return settings
 
 
-def time_of(row: dict[str, object]) -> datetime:
-    """A tick's event_time."""
-    time = row["event_time"]
-    assert isinstance(time, datetime)
-    return time
-
-
 def asked(settings: Settings, *arguments: str) -> int:
     return drop_older_than.main([*arguments, "--lake-root", settings.lake_root])
 
@@ -96,7 +96,7 @@ def test_a_dry_run_says_what_would_go(lake: Settings, capsys: pytest.CaptureFixt
     stay = re.search(r"younger rows: ([\d,]+)", said)
     assert counts
     assert stay
-    old = sum(time_of(row) < cut for row in before.values())
+    old = sum(event_time(row) < cut for row in before.values())
     assert int(counts[2]) + int(stay[1]) == old
     assert int(counts[2]) > 0
     assert int(stay[1]) > 0
@@ -119,7 +119,7 @@ def test_exactly_what_was_shown_is_dropped(lake: Settings, capsys: pytest.Captur
     assert asked(lake, *arguments, "--execute", drop.checksum) == 0
     after = rows_of(lake.lake_root, SILVER_TICKS)
     assert len(before) - len(after) == sum(file.rows for file in drop.files) > 0
-    assert all(time_of(before[key]) < cut for key in before.keys() - after.keys())
+    assert all(event_time(before[key]) < cut for key in before.keys() - after.keys())
     properties = TableLog(LocalDisk(), SILVER_TICKS.path(lake.lake_root)).state().configuration
     assert properties["delta.appendOnly"] == "false"
     assert datetime.fromisoformat(properties[DROPPED_BEFORE]) == cut

@@ -27,11 +27,13 @@ lake_root = "hdfs://127.0.0.1:25020/tickhouse"
 webhdfs_url = "http://127.0.0.1:25870"
 namenode_port = 25020
 namenode_http_port = 25870
+secondarynamenode_http_port = 25868
 datanode_port = 25866
 datanode_http_port = 25864
 datanode_ipc_port = 25867
 sql_port = 25000
 metrics_port = 25100
+stream_metrics_port = 0
 """
 PATIENCE = 600.0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import logging
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -25,6 +28,7 @@ from ingestion.feeds import make_feed
 from ingestion.feeds.binance import Binance
 from ingestion.gaps import GapTracker
 from ingestion.intake import Intake, Topics
+from ingestion.proxies import proxy_of
 from ingestion.spool import Spool
 
 TOPICS = Topics("ticks", "rejects", "gaps")
@@ -500,3 +504,70 @@ def test_a_price_without_an_id_counts_once_however_the_connection_is_replaced(tm
     prices = asyncio.run(scenario())
     assert prices == list(range(prices[0], prices[-1] + 1))
     assert len(prices) > 50
+
+
+def test_what_a_venue_says_forges_no_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A close reason, an error and a broken frame with line breaks and a terminal's commands in them."""
+    caplog.set_level(logging.INFO)
+    forged = "\r\n2026-01-01 00:00:00 ERROR forged \x1b[2J\u202e"
+
+    async def handler(client: ServerConnection) -> None:
+        await client.send(json.dumps({"error": {"code": 2, "msg": forged * 99}, "id": 1}))
+        await client.send(json.dumps({"stream": f"x@{forged}", "data": {}}))
+        await client.send(forged)
+        await client.send(TRADE.format(1).replace("1.50", json.dumps(forged)[1:-1]))
+        await client.close(1011, forged)
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            desk = Desk(url, tmp_path)
+            await desk.until(lambda: desk.counts.connections == 2)
+            await desk.stop()
+
+    asyncio.run(scenario())
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("ingestion")]
+    assert len([message for message in messages if "forged" in message]) >= 5
+    assert all(message.isprintable() and len(message) < 1_000 for message in messages)
+
+
+def test_a_venue_elsewhere_is_reached_through_the_proxy_of_the_setting(tmp_path: Path) -> None:
+    """The proxy alone knows where the venue is, and is told no more than its name."""
+    asked: list[str] = []
+
+    async def handler(client: ServerConnection) -> None:
+        await client.send(TRADE.format(1))
+        await client.wait_closed()
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def scenario() -> None:
+        async with server(handler) as url:
+            port = int(url.split(":")[2].split("/")[0])
+
+            async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                asked.append((await reader.readuntil(b"\r\n\r\n")).decode().splitlines()[0])
+                there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                await asyncio.gather(pipe(reader, there_writer), pipe(there_reader, writer))
+
+            async with await asyncio.start_server(proxy, "127.0.0.1", 0) as listening:
+                address = SecretStr(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+                spool = Spool(tmp_path, 1.0, 1 << 30)
+                venue = "ws://venue.invalid:8080/stream"
+                intake = Intake(make_feed("binance", ["bitcoin"], venue), spool, Counts(), TOPICS, GapTracker())
+                connection = Connection(intake, Clock(), 1 << 20, proxy=proxy_of(venue, address))
+                running = asyncio.create_task(connection.run())
+                async with asyncio.timeout(60):
+                    while not intake.counts.ticks:
+                        assert not running.done()
+                        await asyncio.sleep(0.01)
+                connection.stop()
+                await running
+                spool.close()
+
+    asyncio.run(scenario())
+    assert asked == ["CONNECT venue.invalid:8080 HTTP/1.1"]

@@ -21,12 +21,12 @@ from ingestion.clock import Clock
 from ingestion.connection import Connection
 from ingestion.counts import Counts
 from ingestion.discovery import Discovery, Refresh, _instruments_of
-from ingestion.failover import Source
 from ingestion.feeds import VENUES, feed_of
 from ingestion.gaps import GapTracker
 from ingestion.instruments import Instrument
 from ingestion.intake import Intake, Topics
 from ingestion.rest import RestBusy, RestRefused
+from ingestion.source import Source
 from ingestion.spool import Spool
 from simulator.__main__ import DIALECTS
 from simulator.dialects import Listing, Reply

@@ -16,10 +16,11 @@ from ingestion.clock import Clock
 from ingestion.connection import Connection
 from ingestion.counts import Counts
 from ingestion.errors import VenueRefused
-from ingestion.failover import Failover, Source
+from ingestion.failover import Failover
 from ingestion.feeds import make_feed
 from ingestion.gaps import GapTracker
 from ingestion.intake import Intake, Topics
+from ingestion.source import Source
 from ingestion.spool import Spool
 
 TRADE = '{{"stream":"btcusdt@trade","data":{{"e":"trade","s":"BTCUSDT","t":{},"p":"1.50","q":"2","T":1723161601437}}}}'

@@ -85,3 +85,18 @@ def test_after_a_restart_only_what_is_listened_to_has_a_gap() -> None:
     for source, symbol in (("binance", "BTCUSDT"), ("binance", "ETHUSDT"), ("kraken", "BTC/USD"), ("coincap", "aave")):
         tracker.observe(Tick(10**18, "any", "1", "USD", source, symbol, 10**18, "1", 20))
     assert [(gap.symbol, gap.count) for gap in tracker.changes(2 * 10**18)] == [("BTCUSDT", 9)]
+
+
+def test_a_venue_that_refuses_its_list_is_left_out_as_long_as_another_is_left() -> None:
+    async def scenario() -> None:
+        listing = Listing("coincap", ["bitcoin"])
+        venue = Venue(lambda _: iter(()), 1.0, CoinCap(listing), listing.history)
+        async with await venue.listen(0) as server:
+            # It answers HTTP 404 to what is Kraken's.
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            settings = Settings(
+                feed="kraken", fallback_feeds=["coincap"], discover="all", rest_urls={"kraken": url, "coincap": url}
+            )
+            assert [each.feed.name for each in await find_feeds(settings)] == ["coincap"]
+
+    asyncio.run(scenario())

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from conf.settings import Settings
+from conf.settings import PROJECT, Settings
 from ingestion.feeds import feed_of, make_feed
 from ingestion.instruments import Instrument
 from ingestion.liveness import LEAST_TICKS, Liveness
 from ingestion.operation import ADDRESS_FILE
 from ingestion.ticks import Control, Tick
+from operation import addresses
 from tests.programs import Program, ingestion, simulator, wait_until
 
 ASSETS = ["bitcoin", "ethereum", "filecoin"]
@@ -31,15 +33,11 @@ def nowhere(suite: Settings) -> Settings:
 
 def ask(folder: Path, path: str) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of a running ingester; 0 before it is up."""
-    file = folder / "spool" / ADDRESS_FILE
-    if not file.exists():
+    address = addresses.read_address(folder / "spool" / ADDRESS_FILE)
+    if address is None:
         return 0, {}
-    url = json.loads(file.read_text())["url"]
-    try:
-        with build_opener(ProxyHandler({})).open(url + path, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except HTTPError as error:
-        return error.code, json.load(error)
+    code, content = addresses.ask(address.url + path, 60)
+    return code, json.loads(content)
 
 
 def ticks(folder: Path, feed: str) -> int:
@@ -251,6 +249,23 @@ def test_an_instrument_that_rarely_trades_is_not_silent_and_one_that_always_trad
     assert sorted(liveness.silent(clock.now)) == ["BTC", "RARE"]
 
 
+@pytest.mark.parametrize("mean", [0.5, 5.0, 60.0])
+def test_trades_that_come_in_bursts_and_lulls_are_no_silence(mean: float) -> None:
+    """Orders by chance, at a pace that changes by a factor of thirty every few minutes; each with several fills."""
+    chance, clock = random.Random(5), Clock()
+    liveness = followed(clock)
+    pace, silences, number = 1.0, 0, 0
+    for _ in range(20_000):
+        if chance.random() < 0.02:
+            pace = chance.choice([0.1, 1.0, 3.0])
+        clock.now += chance.expovariate(1 / (mean * pace))
+        silences += bool(liveness.silent(clock.now))
+        for _ in range(chance.randrange(1, 5)):
+            number += 1
+            liveness.tick(tick("BTC", number))
+    assert silences <= 4
+
+
 def test_a_venue_that_repeats_its_last_trade_delivers_nothing() -> None:
     clock = Clock()
     liveness = followed(clock)
@@ -289,3 +304,17 @@ def test_what_is_not_read_is_not_silent() -> None:
     assert not liveness.is_dead(clock.now)
     clock.now += 31
     assert liveness.is_dead(clock.now)
+
+
+def test_neither_the_feed_nor_status_goes_through_the_environments_proxy(
+    nowhere: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "socks_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with simulator(tmp_path, "--rate", "100") as (_, url), ingestion(tmp_path, nowhere, url) as program:
+        wait_until(lambda: ticks(tmp_path, "binance") > 10, "ticks flow")
+        command = [sys.executable, "-m", "ingestion", "status", "--spool-dir", str(tmp_path / "spool")]
+        told = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+        assert "binance" in told.stdout
+        program.process.kill()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 from conf.settings import PROJECT, Settings
 from ingestion.operation import ADDRESS_FILE, fetch_status
+from operation.addresses import addresses, ask, read_address
+from operation.server import CONNECTIONS
 from tests.listening import beyond_loopback, listeners
+from tests.operation.conventions import exposed, problems_of
 from tests.programs import ingestion, kafka_records, simulator, wait_until
 from tests.spools import spooled
 
@@ -37,12 +41,10 @@ def received(folder: Path) -> int:
 
 def get(folder: Path, path: str) -> tuple[int, str]:
     """HTTP status and body."""
-    url = json.loads((folder / "spool" / ADDRESS_FILE).read_text())["url"]
-    try:
-        with urlopen(url + path, timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except HTTPError as error:
-        return error.code, error.read().decode()
+    address = read_address(folder / "spool" / ADDRESS_FILE)
+    assert address is not None
+    code, body = ask(address.url + path, 30)
+    return code, body.decode()
 
 
 def status_command(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -59,7 +61,9 @@ def test_metrics_health_and_status(nowhere: Settings, tmp_path: Path) -> None:
         wait_until(lambda: received(tmp_path) > 200, "some flow")
         assert not beyond_loopback(listeners([psutil.Process(program.process.pid)]))
         _, metrics = get(tmp_path, "/metrics")
-        figures = {line.split()[0]: float(line.split()[1]) for line in metrics.splitlines() if line[0] != "#"}
+        figures = exposed(metrics)
+        assert problems_of(metrics) == []
+        assert figures["process_resident_memory_bytes"] > 1e6
         assert figures['tickhouse_ticks_total{feed="binance"}'] >= 200
         assert figures['tickhouse_bytes_total{feed="binance"}'] > 200 * 100
         assert figures["tickhouse_undelivered"] >= 200
@@ -75,6 +79,8 @@ def test_metrics_health_and_status(nowhere: Settings, tmp_path: Path) -> None:
         source.process.send_signal(signal.SIGCONT)
         wait_until(lambda: "no feed has said anything" not in get(tmp_path, "/healthz")[1], "it recovers")
 
+        [address] = addresses(tmp_path / "state")
+        assert (address.program, address.pid) == ("ingestion", program.process.pid)
         told = status_command(tmp_path)
         assert told.returncode == 1
         assert f"process {program.process.pid}" in told.stdout
@@ -82,6 +88,31 @@ def test_metrics_health_and_status(nowhere: Settings, tmp_path: Path) -> None:
         program.stop(signal.SIGKILL)
     for line in program.log.read_text().splitlines():
         assert {"asctime", "levelname", "name", "message"} <= set(json.loads(line))
+
+
+def test_idle_connections_delay_neither_health_nor_the_end(nowhere: Settings, tmp_path: Path) -> None:
+    with (
+        simulator(tmp_path, "--rate", "200") as (_, url),
+        ingestion(tmp_path, nowhere, url, "--stop-seconds", "0") as program,
+        ExitStack() as idle,
+    ):
+        wait_until(lambda: received(tmp_path) > 0, "some flow")
+        address = read_address(tmp_path / "spool" / ADDRESS_FILE)
+        assert address is not None
+        where = urlsplit(address.url)
+        for _ in range(2 * CONNECTIONS):
+            idle.enter_context(socket.create_connection((where.hostname or "", where.port or 0)))
+        assert get(tmp_path, "/healthz")[0] == 200
+        assert program.stop() == 0
+    assert addresses(tmp_path / "state") == []
+
+
+def test_a_taken_port_for_metrics_is_named(nowhere: Settings, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with ingestion(tmp_path, nowhere, "ws://127.0.0.1:1/stream", "--metrics-port", port) as program:
+            assert program.process.wait(120) == 2
+    assert f"metrics_port = {port}: " in program.log.read_text()
 
 
 def test_a_recording_replayed_gives_the_same_ticks(nowhere: Settings, tmp_path: Path) -> None:

@@ -27,14 +27,16 @@ from kafka.structs import OffsetAndMetadata
 from pydantic import SecretStr
 
 import services
-from conf.one_reader import OneReader
+from conf.one_reader import STANDS_BY, OneReader
 from conf.settings import PROJECT, Settings
 from notifier.alerts import Alert, NotAnAlert
 from notifier.channels import Email, NotNow, Refused, Webhook, channels
 from notifier.delivery import Delivery
 from notifier.sent_alerts import SentAlerts
-from tests.listening import listeners
+from operation.addresses import addresses, ask
+from tests.listening import beyond_loopback, listeners
 from tests.notifier.receivers import Hook, Mailbox, serving
+from tests.operation.conventions import exposed, problems_of
 from tests.programs import Program, running_program, wait_until
 
 CANARY = "canary-51c0ffee"
@@ -99,8 +101,31 @@ class Topic:
         consumer.close()
 
     def arguments(self, *others: str) -> tuple[str, ...]:
-        own = ("--kafka-bootstrap-servers", self.servers, "--alerts-topic", self.name)
+        own = ("--kafka-bootstrap-servers", self.servers, "--alerts-topic", self.name, "--notifier-metrics-port", "0")
         return (*own, "--state-dir", str(self.folder / "state"), *others)
+
+    def publish_in_transaction(self, value: bytes) -> None:
+        """As alerting does."""
+        producer = KafkaProducer(bootstrap_servers=self.servers, transactional_id=self.name)
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(self.name, value, key=b"binance:bitcoin")
+        producer.commit_transaction()
+        producer.close()
+
+    def unread(self, channel: str) -> int:
+        """By how many offsets the channel's group is behind the topic's ends."""
+        consumer = KafkaConsumer(bootstrap_servers=self.servers, group_id=f"notifier-{channel}-{self.name}")
+        ends = consumer.end_offsets([TopicPartition(self.name, number) for number in (0, 1)])
+        behind = sum(end - (consumer.committed(place) or 0) for place, end in ends.items())
+        consumer.close()
+        return int(behind)
+
+    def asked(self, page: str, state: str = "state") -> tuple[int, str]:
+        """A page of the running notifier with this state folder: HTTP status and body."""
+        [address] = addresses(self.folder / state)
+        code, body = ask(address.url + page, 60)
+        return code, body.decode()
 
     @contextmanager
     def notifier(self, *others: str, log: str = "notifier.log") -> Iterator[Program]:
@@ -151,7 +176,10 @@ def test_each_alert_is_told_of_once_by_all_ways_over_restarts(topic: Topic, monk
             topic.publish(row("5", peak_change_pct=10**400), row("6", asset="a\r\nforged"), b"\r\n\x1b[2Jforged")
             topic.publish(row("1", closed_at=datetime.now(UTC).isoformat()), row("4", opened_at="soon"), first, second)
             wait_until(lambda: len(hook.bodies) >= 2 and len(mailbox.mails) >= 2, "both are told of by both ways")
-            assert not listeners([psutil.Process(program.process.pid)])
+            assert not beyond_loopback(listeners([psutil.Process(program.process.pid)]))
+            outcome = 'tickhouse_notifier_alerts_total{channel="webhook",outcome="%s"}'
+            wait_until(lambda: exposed(topic.asked("/metrics")[1])[outcome % "sent"] == 2, "it counts them")
+            assert exposed(topic.asked("/metrics")[1])[outcome % "skipped"] == 8
             assert program.stop() == 0
             assert program.log.read_text().count("webhook: skipped") == 8
             log = program.log.read_bytes()
@@ -178,13 +206,31 @@ def test_a_webhook_that_is_down_gets_its_alerts_when_it_is_back(topic: Topic, mo
     mailbox = Mailbox()
     topic.create()
     topic.publish(row("1"), row("2"))
-    with serving(mailbox), topic.notifier(*mail_flags(mailbox.port)) as program:
+    flags = (*mail_flags(mailbox.port), "--stream-stale-seconds", "3")
+    with serving(mailbox), topic.notifier(*flags) as program:
         wait_until(lambda: len(mailbox.mails) == 2, "mail goes out")
         wait_until(lambda: program.logged("webhook: ConnectError; again in"), "the webhook is asked again")
+        wait_until(lambda: topic.asked("/healthz")[0] == 503, "waiting alerts make it unhealthy")
+        health = topic.asked("/healthz")[1]
+        assert "webhook: 2 of the 2 records to go" in health
+        assert "last error: ConnectError" in health
+        assert "email" not in health
+        waiting = json.loads(topic.asked("/status")[1])["channels"]
+        assert (waiting["webhook"]["sent"], waiting["webhook"]["waiting"], waiting["email"]["sent"]) == (0, 2, 2)
+        assert waiting["webhook"]["waiting_seconds"] > 0
         hook = Hook(port, answers=(503, 429, 204))
         hook.headers = {"Retry-After": "1"}
         with serving(hook):
             wait_until(lambda: len(hook.bodies) == 2, "the webhook has both")
+            wait_until(lambda: topic.asked("/healthz")[0] == 200, "it is healthy again")
+            page = topic.asked("/metrics")[1]
+            figures = exposed(page)
+            assert problems_of(page) == []
+            assert figures['tickhouse_notifier_alerts_total{channel="webhook",outcome="sent"}'] == 2
+            assert figures['tickhouse_notifier_alerts_total{channel="email",outcome="sent"}'] == 2
+            assert figures['tickhouse_notifier_failed_attempts_total{channel="webhook"}'] >= 3
+            assert figures['tickhouse_notifier_failed_attempts_total{channel="email"}'] == 0
+            assert figures['tickhouse_notifier_waiting_seconds{channel="webhook"}'] == 0
             assert program.stop() == 0
         assert len(mailbox.mails) == 2
         assert program.logged("HTTP 503; again in")
@@ -250,20 +296,43 @@ def test_a_second_notifier_stands_by_and_takes_over(topic: Topic, monkeypatch: p
     hook = Hook()
     hook_at(monkeypatch, hook.port)
     topic.create()
+    says_so = f"webhook: {STANDS_BY}"
     with serving(hook), topic.notifier() as first:
         topic.publish(row("1"))
         wait_until(lambda: len(hook.bodies) == 1, "the first sends")
+        assert json.loads(topic.asked("/healthz")[1])["notes"] == []
         elsewhere = ("--state-dir", str(topic.folder / "elsewhere"))
         with topic.notifier(*elsewhere, log="second.log") as second:
             wait_until(lambda: second.logged("stands by"), "the second stands by")
+            wait_until(lambda: says_so in topic.asked("/healthz", "elsewhere")[1], "it says so")
+            assert topic.asked("/healthz", "elsewhere") == (200, json.dumps({"trouble": [], "notes": [says_so]}))
+            page = topic.asked("/metrics", "elsewhere")[1]
+            assert problems_of(page) == []
+            assert exposed(page)['tickhouse_notifier_stands_by{channel="webhook"}'] == 1
             topic.publish(row("2"), row("3"))
             wait_until(lambda: len(hook.bodies) == 3, "the first sends on")
             first.stop(signal.SIGKILL)
             topic.publish(row("4"))
             wait_until(lambda: len(hook.bodies) == 4, "the second takes over")
+            assert (
+                exposed(topic.asked("/metrics", "elsewhere")[1])['tickhouse_notifier_stands_by{channel="webhook"}'] == 0
+            )
             assert second.stop() == 0
             assert not second.logged("0:3")
     assert [json.loads(body)["alert_id"][-1] for body in hook.bodies] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.services
+def test_nothing_waits_behind_the_end_of_a_transaction(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka gives it an offset, and no reader a record: what is behind by it would be unhealthy for ever."""
+    hook = Hook()
+    hook_at(monkeypatch, hook.port)
+    topic.create()
+    with serving(hook), topic.notifier() as program:
+        topic.publish_in_transaction(row("1"))
+        wait_until(lambda: len(hook.bodies) == 1, "it is sent")
+        wait_until(lambda: topic.unread("webhook") == 0, "the group has read all that there is")
+        assert program.stop() == 0
 
 
 @pytest.mark.services
@@ -336,6 +405,7 @@ def test_secrets_are_told_to_nobody(topic: Topic, monkeypatch: pytest.MonkeyPatc
     with serving(hook), topic.notifier(*flags) as program:
         topic.publish(row("1"), row("2"))
         wait_until(lambda: len(hook.bodies) == 1 and program.logged("email: ConnectionRefusedError"), "some go wrong")
+        told += [topic.asked(page)[1] for page in ("/metrics", "/healthz", "/status")]
         told += psutil.Process(program.process.pid).cmdline()
         assert program.stop() == 0
     told += [file.read_text() for file in (topic.folder / "state").rglob("*.ids")]
@@ -350,6 +420,7 @@ def test_secrets_are_told_to_nobody(topic: Topic, monkeypatch: pytest.MonkeyPatc
 
 def started(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "notifier", "--state-dir", str(folder), "--kafka-bootstrap-servers", "127.0.0.1:1"]
+    command += ["--notifier-metrics-port", "0"]
     prefixed = {f"TICKHOUSE_{name.upper()}": value for name, value in environment.items()}
     return subprocess.run(
         [*command, *flags], cwd=PROJECT, capture_output=True, text=True, timeout=60, env={"PATH": "", **prefixed}
@@ -404,7 +475,8 @@ def test_a_wrong_setting_is_named_and_its_secret_is_not(tmp_path: Path, said: st
 
 
 def test_two_notifiers_do_not_share_what_they_remember(tmp_path: Path) -> None:
-    flags = ("--state-dir", str(tmp_path), "--kafka-bootstrap-servers", "127.0.0.1:1", *mail_flags(1))
+    kafka = ("--kafka-bootstrap-servers", "127.0.0.1:1")
+    flags = ("--state-dir", str(tmp_path), *kafka, *mail_flags(1), "--notifier-metrics-port", "0")
     with running_program("notifier", flags, tmp_path / "log") as program:
         wait_until(lambda: program.logged("telling of") and program.logged("Kafka"), "it waits for Kafka")
         second = started(tmp_path, *mail_flags(1))
@@ -531,7 +603,8 @@ def test_an_unforeseen_error_is_tried_again_and_then_passed_over(
     delivery = Delivery(Settings(), channel, SentAlerts(tmp_path / "ids"), threading.Event())
     record = ConsumerRecord("alerts", 0, 0, 7, 0, 0, None, row("1"), [], None, 0, 0, 0)
     assert delivery.handle(record)
-    assert (channel.attempts, delivery.skipped) == (attempts, skipped)
+    assert (channel.attempts, delivery.figures.skipped) == (attempts, skipped)
+    assert delivery.figures.sent == 1 - skipped
     assert "internal error KeyError at" in caplog.text
     assert CANARY not in caplog.text
 

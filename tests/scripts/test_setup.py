@@ -78,6 +78,22 @@ def test_jars_that_are_not_the_agreed_ones_are_refused_and_the_next_run_goes_on(
     assert found == {line.split()[1] for line in text.splitlines()}
 
 
+def test_build_tools_have_pinned_hashes_and_build_the_source_packages(checkout: Path) -> None:
+    (checkout / ".venv").unlink()
+    calls = checkout / "calls"
+    # Has every module, installs nothing, and writes down what it is given.
+    shows_tools = f'[[ $* != *-r\\ /dev/fd/* ]] || cat "${{@: -1}}" >>{calls}'
+    script(checkout / ".venv" / "bin" / "python", f'echo "$@" >>{calls}\n{shows_tools}')
+    setup(checkout)
+    text = calls.read_text()
+    tools, _, everything = text.partition("--no-compile")
+    assert sorted(re.findall(r"(?m)^([a-z-]+)==", tools)) == ["pip", "setuptools"]
+    assert tools.count("==") == 2
+    assert tools.count("--hash=sha256:") >= 2
+    assert re.search("install.*--require-hashes.*--no-build-isolation", tools)
+    assert everything.startswith(" -r requirements.txt")
+
+
 def test_a_missing_java_is_named_where_there_is_no_apt(checkout: Path, tmp_path: Path) -> None:
     script(checkout / "scripts" / "java-home", "exit 1")
     tools = tmp_path / "bin"

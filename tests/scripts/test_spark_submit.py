@@ -35,6 +35,7 @@ def anywhere(command: str) -> str:
     command = re.sub(r"JAVA_HOME=\S+", "JAVA_HOME=JAVA", command.replace(str(PROJECT), "PROJECT"))
     command = re.sub(r"python3\.\d+", "python3.X", command.replace(f"/user/{getpass.getuser()}/", "/user/USER/"))
     command = re.sub(r"(packages-\w+-|tickhouse-jars/|settings-)[0-9a-f]{12}", r"\1HASH", command)
+    command = re.sub(r"tmp/job-\d+", "tmp/job-NUMBER", command)
     return re.sub(r"(PROJECT/\.tickhouse/jars/spark/[\w.-]+\.jar,?)+", "EVERY-JAR", command)
 
 
@@ -121,6 +122,8 @@ rest_urls = {{ coinbase = "https://user:{CANARY}@h/" }}
 def test_the_settings_that_jobs_read_are_shipped() -> None:
     files = [file for folder in ("lake", "streaming", "batch") for file in (PROJECT / folder).rglob("*.py")]
     read = {name for file in files for name in re.findall(r"\bsettings\.([a-z_]+)", file.read_text())}
+    # A folder of this machine: a driver elsewhere has none, and scripts/status asks it at its port.
+    read.discard("state_dir")
     assert "lake_root" in read
     assert (read & Settings.model_fields.keys()) | set(DECIDING) <= set(JOB_SETTINGS)
     assert not [name for name in JOB_SETTINGS if is_secret(Settings.model_fields[name].annotation)]
@@ -158,6 +161,38 @@ def test_wrong_usage_is_one_line_and_exit_code_2(words: list[str], said: str, tm
     assert ran.returncode == 2
     assert said in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+TEMPORARY = """
+import json, tempfile
+from pyspark.sql import SparkSession
+
+spark = SparkSession.builder.getOrCreate()
+java = spark._jvm.java
+made = java.io.File.createTempFile("made", "by-java")
+manager = spark._jvm.org.apache.spark.SparkEnv.get().blockManager().diskBlockManager()
+print(json.dumps({
+    "python": tempfile.gettempdir(),
+    "java": made.getParent(),
+    "spark": [folder.getPath() for folder in manager.localDirs()],
+    "hadoop": spark._jsc.hadoopConfiguration().get("hadoop.tmp.dir"),
+}))
+"""
+
+
+def test_temporary_files_are_below_the_state_folder_and_those_of_a_dead_job_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(TEMPORARY)
+    left, other = tmp_path / "state" / "tmp" / "job-999999999", tmp_path / "state" / "tmp" / f"job-{os.getpid()}"
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+    ran = spark_submit("job.py", folder=tmp_path, TICKHOUSE_STATE_DIR=str(tmp_path / "state"))
+    assert ran.returncode == 0, ran.stderr
+    places = json.loads(ran.stdout)
+    [own] = [folder for folder in other.parent.iterdir() if folder != other]
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    for place in (places["python"], places["java"], *places["spark"], places["hadoop"]):
+        assert Path(place).is_relative_to(own), places
+    assert (left.exists(), other.exists()) == (False, True)
 
 
 JOB = """

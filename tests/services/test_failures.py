@@ -4,34 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from conf.settings import PROJECT
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-
-
-def services_command(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    exported = {f"TICKHOUSE_{name.upper()}": str(value) for name, value in settings.items()}
-    return subprocess.run(
-        [PROJECT / "scripts" / "services", *arguments],
-        env=os.environ | exported,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from tests.services.commands import free_ports, services_command
 
 
 def test_a_taken_port_is_named_with_its_holder_and_the_setting(tmp_path: Path) -> None:
@@ -42,6 +19,13 @@ def test_a_taken_port_is_named_with_its_holder_and_the_setting(tmp_path: Path) -
     assert f"port {port} is taken by process {os.getpid()}" in found.stderr
     assert "TICKHOUSE_KAFKA_PORT" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="this test does not run as root")
+def test_who_starts_services_as_root_is_warned(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        started = services_command("up", "kafka", state_dir=tmp_path, kafka_port=taken.getsockname()[1])
+    assert "these services run as root" in started.stderr
 
 
 def test_an_unknown_service_is_wrong_usage() -> None:

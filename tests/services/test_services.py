@@ -27,7 +27,8 @@ pytestmark = pytest.mark.services
 Running = Callable[..., Settings]
 PORTS = (
     "kafka_port", "kafka_controller_port",
-    "namenode_port", "namenode_http_port", "datanode_port", "datanode_http_port", "datanode_ipc_port",
+    "namenode_port", "namenode_http_port", "secondarynamenode_http_port",
+    "datanode_port", "datanode_http_port", "datanode_ipc_port",
     "resourcemanager_port", "resourcemanager_http_port", "nodemanager_port", "nodemanager_http_port",
     "sql_port",
 )  # fmt: skip
@@ -97,7 +98,9 @@ def test_up_again_changes_nothing(kept: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    "victims", [("broker", "namenode", "nodemanager", "thriftserver"), ("datanode", "resourcemanager")], ids=" ".join
+    "victims",
+    [("broker", "namenode", "nodemanager", "thriftserver"), ("datanode", "secondarynamenode", "resourcemanager")],
+    ids=" ".join,
 )
 def test_up_restarts_only_what_was_killed(kept: Settings, victims: tuple[str, ...]) -> None:
     before = processes(kept)

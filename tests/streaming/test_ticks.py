@@ -235,3 +235,58 @@ def test_the_tables_of_another_checkpoint_are_refused(tmp_path: Path) -> None:
         "bronze.ticks",
         "silver.quarantine",
     ]
+
+
+def test_of_two_first_starts_that_meet_one_writes_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find an empty lake. The one that claims it later sees what the other has written until then."""
+    settings = lake_in(tmp_path)
+    records = in_kafka([tick_at(second, second) for second in range(6)])
+    checkpoint_of(tmp_path / "other", "another")
+    one, claim = opened(settings), LakeWriter.claim
+
+    def write_and_claim(writer: LakeWriter) -> None:
+        monkeypatch.undo()
+        write_one(one, records[:3], 0)
+        claim(writer)
+
+    monkeypatch.setattr(LakeWriter, "claim", write_and_claim)
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        opened(settings.model_copy(update={"checkpoint": f"file:{tmp_path / 'other'}"}))
+    write(None, settings, [records[3:]], first=1)
+    assert wrong_rows(settings.lake_root, lake_of(records)) == {}
+
+
+def test_a_micro_batch_of_another_query_is_no_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have other records under the same number."""
+    settings = lake_in(tmp_path)
+    first, other = in_kafka([tick_at(1, 1)]), in_kafka([tick_at(2, 2)], first=1)
+    lakehouse = opened(settings)
+    write_one(lakehouse, first, 0)
+    lakehouse.finish()
+    monkeypatch.setattr("tests.micro_batches.QUERY", "another")
+    with pytest.raises(CheckpointError, match="query q wrote micro-batch 0"):
+        write_one(lakehouse, other, 0)
+    assert wrong_rows(settings.lake_root, lake_of(first)) == {}
+
+
+@pytest.mark.parametrize(
+    ("batch", "records", "message"),
+    [
+        (1, slice(1, 4), "has the records .* the checkpoint was changed"),
+        (0, slice(0, 1), "is 0, and the newest of .* is 1"),
+        (3, slice(3, 4), "is 3, and the newest of .* is 1"),
+    ],
+    ids=["with other records", "before the newest", "after one that is missing"],
+)
+def test_a_checkpoint_that_was_brought_back_from_a_copy_is_refused(
+    tmp_path: Path, batch: int, records: slice, message: str
+) -> None:
+    """Its micro-batches have numbers that the lake knows, and other records: to skip them would lose those."""
+    settings = lake_in(tmp_path)
+    everything = in_kafka([tick_at(second, second) for second in range(4)])
+    write(None, settings, [everything[:1], everything[1:3]])
+    with pytest.raises(CheckpointError, match=message):
+        write_one(opened(settings), everything[records], batch)
+    assert wrong_rows(settings.lake_root, lake_of(everything[:3])) == {}

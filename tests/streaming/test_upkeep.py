@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -38,11 +39,14 @@ from lake.tables import (
 )
 from streaming import upkeep as upkeep_module
 from streaming.lakehouse import Lakehouse
+from streaming.status import Subject
 from streaming.upkeep import Upkeep
 from tests.lake.gold.test_update import delivered
 from tests.lakes import wrong_gaps, wrong_rows
 from tests.micro_batches import START, in_kafka, lake_in, opened, pieces, write, write_one
+from tests.operation.conventions import exposed, problems_of
 from tests.oracle import Record, lake_of
+from tests.streaming.test_status import leased, page_of
 
 HOUR = 3_600
 DAY = 24 * HOUR
@@ -99,6 +103,75 @@ def test_tables_are_exact_while_their_files_are_joined(tmp_path: Path, seed: int
     for table in (BRONZE_TICKS, SILVER_TICKS):
         # Not the last one's, and two days.
         assert len(live_files(settings, table)) < 15
+
+
+def logged(settings: Settings, table: Table) -> tuple[int, int, int]:
+    """A table's newest version, live files, and commits since the log's last checkpoint, as its log says."""
+    log = TableLog(LocalDisk(), table.path(settings.lake_root))
+    pointer = Path(log.path.removeprefix("file:")) / "_delta_log" / "_last_checkpoint"
+    last = json.loads(pointer.read_text())["version"] if pointer.exists() else -1
+    return log.newest(), len(log.files()), log.newest() - last
+
+
+def test_figures_of_tables_follow_the_stream_upkeep_and_outsiders(tmp_path: Path) -> None:
+    """Whether files were counted before or after the first commits, and without another look at the logs."""
+    records = in_kafka(delivered(random.Random(9)))
+    settings = lake_in(tmp_path, keep_days={"silver.ticks": "1"})
+    parts = pieces(records, random.Random(9), 24)
+    written(settings, parts[:8])
+    house = opened(settings)
+    upkeep = tended(house, settings)
+
+    def known() -> dict[str, tuple[int, int | None, int | None]]:
+        # Checkpoints are written in the background.
+        house.writer._background.submit(int).result()
+        figures = {table: house.writer.figures(table) for table in STREAMED}
+        return {table.qualified_name: (each.version, each.files, each.log_files) for table, each in figures.items()}
+
+    def expected() -> dict[str, tuple[int, int, int]]:
+        return {table.qualified_name: logged(settings, table) for table in STREAMED}
+
+    for table in STREAMED[::2]:
+        house.writer.count(table)
+    for batch, part in enumerate(parts[8:16], 8):
+        write_one(house, part, batch)
+    upkeep.round()
+    for table in STREAMED[1::2]:
+        house.writer.count(table)
+    assert known() == expected()
+    for batch, part in enumerate(parts[16:], 16):
+        write_one(house, part, batch)
+        upkeep.round()
+    assert known() == expected()
+    DeltaTable(GOLD_ALERTS.path(settings.lake_root)).optimize.compact()
+    DeltaTable(SILVER_TICKS.path(settings.lake_root)).optimize.compact()
+    for table in (GOLD_ALERTS, SILVER_TICKS):
+        house.writer.catch_up(table)
+    assert known() == expected()
+    before = house.writer.figures(SILVER_TICKS).files
+    tended(house, settings, ahead=START.timestamp() + 30 * DAY - time.time())._sweep()
+    assert known() == expected()
+    assert (before or 0) > (house.writer.figures(SILVER_TICKS).files or 0)
+    house.finish()
+    assert known() == expected()
+
+
+def test_metrics_have_all_figures_of_upkeep(tmp_path: Path) -> None:
+    records = in_kafka(delivered(random.Random(4)))
+    settings = lake_in(tmp_path, kafka_bootstrap_servers="127.0.0.1:1", state_dir=tmp_path)
+    house = written(settings, pieces(records, random.Random(4), 12))
+    house.upkeep = tended(house, settings)
+    for _ in range(2):
+        house.upkeep.round()
+    house.upkeep.debt = 3
+    with leased(settings, house) as lease:
+        page, status = page_of(Subject(settings, house, lease, None), tmp_path)
+    done = house.upkeep.figures()
+    names = {name: f"tickhouse_upkeep_{name}" + ("" if name == "debt_files" else "_total") for name in done}
+    metrics = exposed(page)
+    assert problems_of(page) == []
+    assert {name: metrics[metric] for name, metric in names.items()} == dict(done) == status["upkeep"]
+    assert (done["rounds"], done["debt_files"]) == (2, 3)
 
 
 class Killed(BaseException):

@@ -91,8 +91,8 @@ def test_of_repeats_in_a_task_the_lowest_partition_and_offset_is_kept() -> None:
     ]
 
 
-def test_a_sequence_that_is_not_above_all_before_it_is_a_repeat() -> None:
-    """An ingester that starts again sends what its spool holds once more; Kafka keeps a producer's order."""
+def test_a_sequence_that_came_before_is_a_repeat() -> None:
+    """An ingester that starts again sends what its spool holds once more."""
     again = sequences((0, 1), (1, 2), (2, 1), (3, 2), (4, 3), (5, 3))
     other = sequences((6, 1), (7, 1), producer="q")
     elsewhere = sequences((0, 2), partition=1, producer="r")
@@ -113,14 +113,14 @@ def test_ticks_without_any_number_are_told_apart_by_their_place() -> None:
 def test_a_task_tells_runs_of_ids_instead_of_ticks() -> None:
     """Whatever the order in which it has them; an instrument and a partition have runs of their own."""
     deliveries = [*ids(7, 5, 12, 6, 11), *ids(13, 14, partition=1), Delivery(0, 9, 8, symbol="ETHUSDT")]
-    found = numbers(ticks([*deliveries, *sequences((20, 90), (21, 95))]))
+    found = numbers(ticks([*deliveries, *sequences((20, 90), (21, 95), (22, 91))]))
     assert sorted(found.runs.select("symbol", "partition", "first", "last", "first_offset", "last_offset").rows()) == [
         ("BTCUSDT", 0, 5, 7, 0, 3),
         ("BTCUSDT", 0, 11, 12, 2, 4),
         ("BTCUSDT", 1, 13, 14, 0, 1),
         ("ETHUSDT", 0, 8, 8, 9, 9),
     ]
-    assert found.sequences.rows() == [("p", 0, 90, 95, 20, 21)]
+    assert found.sequences.rows() == [("p", 0, 90, 91, 20, 22), ("p", 0, 95, 95, 21, 21)]
 
 
 def test_no_ticks_have_no_numbers() -> None:
@@ -157,8 +157,8 @@ def test_new_ticks_are_told_from_repeats_and_from_holes() -> None:
     assert repeated([Delivery(0, 0, 2, symbol="ETHUSDT")]) == {}
 
 
-def test_sequences_that_ascend_are_told_from_those_that_came_before() -> None:
-    seen = Seen({}, {("p", 0): 70})
+def test_sequences_that_are_new_are_told_from_those_that_came_before() -> None:
+    seen = Seen(sequences={"p": ((1, 70),)})
 
     def left(*parts: list[Delivery]) -> list[str]:
         return [name for part in seen_after(seen, [ticks(part) for part in parts])[1] for name, _ in kept(part)]
@@ -168,7 +168,46 @@ def test_sequences_that_ascend_are_told_from_those_that_came_before() -> None:
     assert left(sequences((5, 71)), sequences((6, 71), (7, 72))) == ["p:71", "p:72"]
     # Offsets decide, whichever task had them, and in whatever order their parts came.
     assert left(sequences((6, 71), (7, 72)), sequences((5, 71))) == ["p:72", "p:71"]
-    assert left(sequences((5, 71), partition=1), sequences((5, 71))) == ["p:71", "p:71"], "partitions of their own"
+    assert left(sequences((5, 72)), sequences((6, 71))) == ["p:72", "p:71"], "out of order, but new"
+    assert left(sequences((5, 71), partition=1), sequences((9, 71))) == ["p:71"], "once in all partitions"
+
+
+def test_a_repeat_on_another_partition_is_one() -> None:
+    """After a topic has got more partitions, a spool that is sent again reaches others than the first time."""
+    seen, left = seen_after(Seen(), [ticks(sequences((0, 1), (1, 3))), ticks(sequences((0, 2), (1, 5), partition=1))])
+    assert sum(part.height for part in left) == 4
+    again = [ticks(sequences((0, 3), (1, 4), (2, 5), partition=2)), ticks(sequences((2, 1), (3, 6), partition=1))]
+    _, left = seen_after(seen, again)
+    assert [row for part in left for row in kept(part)] == [("p:4", (2, 1)), ("p:6", (1, 3))]
+
+
+def test_below_the_sequences_that_are_kept_a_partition_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks with a trade id leave a hole at each of their sequences; the state stays small."""
+    monkeypatch.setattr("lake.silver.deduplicate.SEQUENCE_RUNS", 10)
+    seen = Seen()
+    for number in range(0, 100, 2):
+        seen, left = seen_after(seen, [ticks(sequences((number, number), partition=number // 2 % 2))])
+        assert len(left) == 1
+    assert [len(runs) for runs in seen.sequences.values()] == [10]
+    assert seen.floors == {"p": 78}
+    assert seen_after(seen, [ticks(sequences((100, 4), (101, 98)))])[1] == []
+    _, [late] = seen_after(seen, [ticks(sequences((5, 4), (6, 98), (7, 97), partition=2))])
+    assert [name for name, _ in kept(late)] == ["p:4", "p:97"], "the new partition has not had 4"
+    assert Seen.from_json(json.loads(json.dumps(seen.to_json()))) == seen
+
+
+def test_a_state_of_before_sequences_were_kept_goes_on() -> None:
+    """A snapshot and commits of an earlier version have the highest sequence per partition only."""
+    old = {"instruments": [], "rejected": [], "minutes": [], "producers": [["p", 0, 70], ["p", 1, 60]]}
+    delta = {"runs": [], "rejected": [], "minutes": [], "sequences": [["p", 1, 75], ["q", 0, 3]]}
+    seen = Seen.from_json(old).after(Delta.from_json(delta))
+    parts = [
+        ticks([*sequences((9, 70), (10, 76)), *sequences((11, 3), (12, 4), producer="q")]),
+        ticks(sequences((9, 75), (10, 76), (11, 77), partition=1)),
+    ]
+    after, left = seen_after(seen, parts)
+    assert sorted(name for part in left for name, _ in kept(part)) == ["p:76", "p:77", "q:4"]
+    assert seen_after(after, parts)[1] == []
 
 
 # The state
@@ -180,9 +219,12 @@ def test_the_state_and_what_a_micro_batch_adds_survive_their_journey_through_jso
         {("p-1", 3): 77},
         {("binance", "bitcoin"): 1_723_161_600},
         {BTC: ((6, 6),)},
+        {"p-1": ((70, 72), (77, 77))},
+        {"p-1": 60},
     )
     assert Seen.from_json(json.loads(json.dumps(seen.to_json()))) == seen
     delta = Delta([(BTC, (7, 8))], [(BTC, (10, 10))], [(("p-1", 3), 78)], [(("binance", "bitcoin"), 60, None)])
+    delta.sequences = [("p-1", (78, 80))]
     assert Delta.from_json(json.loads(json.dumps(delta.to_json()))) == delta
 
 
@@ -198,10 +240,11 @@ def test_what_is_added_widens_what_was_seen_and_to_add_it_twice_changes_nothing(
     for number, runs in enumerate(batches):
         minute: list[tuple[Pair, int, int | None]] = [(("s", "a"), 60 * (10 - number), None)]
         delta = Delta([(BTC, run) for run in runs], [(BTC, run) for run in rejected], [(("p", 1), 9 - number)], minute)
+        delta.sequences = [("p", run) for run in runs]
         seen = seen.after(delta)
         assert seen.after(delta) == seen
     everything = [run for runs in batches for run in runs]
-    assert seen.instruments.get(BTC, ()) == add_intervals((), everything)
+    assert seen.instruments.get(BTC, ()) == seen.sequences.get("p", ()) == add_intervals((), everything)
     if batches:
         assert seen.rejected.get(BTC, ()) == add_intervals((), rejected)
         assert (dict(seen.producers), dict(seen.minutes)) == ({("p", 1): 9}, {("s", "a"): 600})
@@ -236,10 +279,8 @@ def histories(draw: st.DrawFn) -> list[list[list[Delivery]]]:
                     symbol = draw(st.sampled_from(["BTCUSDT", "ETHUSDT"]))
                     part.append(Delivery(partition, offset, draw(st.integers(0, 12)), symbol))
                 elif kind == "sequence":
-                    # A producer's key is always in the same partition, and its numbers ascend, but for repeats.
-                    producer = "p" if partition == 0 else "q"
-                    if partition == 2:
-                        continue
+                    # Repeats and late ones come on any partition.
+                    producer = draw(st.sampled_from(["p", "q"]))
                     back = draw(st.sampled_from([0, 0, 1, 3]))
                     number = max(1, next_sequence[producer] - back)
                     next_sequence[producer] = max(next_sequence[producer], number + draw(st.sampled_from([1, 1, 4])))
@@ -261,16 +302,10 @@ def test_each_tick_is_kept_once_at_its_lowest_place_in_its_first_micro_batch(
 ) -> None:
     seen, found = Seen(), []
     wanted: dict[str, tuple[int, int]] = {}
-    highest: dict[str, int] = {}
     for parts in history:
         seen, left = seen_after(seen, [distinct(ticks(part)) for part in parts if part])
         found += [row for part in left for row in kept(part)]
         for delivery in sorted((d for part in parts for d in part), key=lambda delivery: delivery.place):
-            if delivery.trade_id is None and delivery.sequence is not None:
-                # What is not above the highest came before, or would be out of its producer's order.
-                if delivery.sequence <= highest.get(delivery.producer, 0):
-                    continue
-                highest[delivery.producer] = delivery.sequence
             wanted.setdefault(delivery.event_id, delivery.place)
         assert sorted(found) == sorted(wanted.items())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,18 +13,21 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from lake.contract import RECORD, TickRules
-from lake.delta.files import LocalDisk
+from lake.delta.files import LocalDisk, QuotaExceeded, StoreUnavailable
 from lake.delta.log import Action
 from lake.gold.summary import merged
+from lake.silver import stage as stage_module
 from lake.silver.deduplicate import Seen
 from lake.silver.stage import BYTES_A_FILE, RECORDS_A_FILE, Plan, Staged, read_back, stage_part, without_repeats
 from lake.tables import BRONZE_TICKS, SILVER_QUARANTINE, SILVER_TICKS, Table
 from tests.lakes import wrong_gaps, wrong_rows
-from tests.micro_batches import in_kafka, lake_in, market, write
-from tests.oracle import Record, lake_of, row_of
+from tests.micro_batches import in_kafka, lake_in, market, opened, write, write_one
+from tests.oracle import Quarantined, Record, Tick, lake_of, row_of
 from tests.ticks import CASES, GAP, TICK, arrow_records, compact
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
@@ -142,6 +145,116 @@ def test_what_executors_staged_is_put_together(tmp_path: Path) -> None:
     assert whole.records == 6
     assert (len(whole.of(BRONZE_TICKS)), len(whole.of(SILVER_TICKS)), len(whole.of(SILVER_QUARANTINE))) == (2, 2, 2)
     assert [report.first_missing for report in whole.reports] == [7, 7]
+
+
+# Records that cannot be read
+
+
+def poisonous(name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a step of staging fail where it meets a record or tick with POISON."""
+    real = getattr(stage_module, name)
+
+    def step(rows: pa.Table | pl.DataFrame, *more: object) -> object:
+        if "POISON" in str(rows.to_pydict()["value"] if isinstance(rows, pa.Table) else rows["symbol"].to_list()):
+            raise error
+        return real(rows, *more)
+
+    monkeypatch.setattr(stage_module, name, step)
+
+
+@pytest.mark.parametrize("step", ["read", "of_ticks"])
+def test_a_record_that_cannot_be_read_is_in_quarantine_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Also where only its tick cannot be written. All other records of the task are staged as ever."""
+    bad = {7, 23, 24, 90}
+    records = in_kafka([tick(n, symbol="POISON") if n in bad else tick(n) for n in range(100)])
+    poisonous(step, ValueError("what\x1b[31m\nis " + "this" * 1_000), monkeypatch)
+    found = staged(plan_in(tmp_path), records, 30)
+    assert offsets(tmp_path, BRONZE_TICKS, found) == list(range(100))
+    assert offsets(tmp_path, SILVER_TICKS, found) == sorted(set(range(100)) - bad)
+    rows = rows_of(tmp_path, SILVER_QUARANTINE, found.of(SILVER_QUARANTINE))
+    assert {(row["offset"], row["value"]) for row in rows} == {(n, records[n].value) for n in bad}
+    assert {row["rule"] for row in rows} == {"unreadable"}
+    assert all(str(row["reason"]).startswith("ValueError: what\\x1b[31m\\nis this") for row in rows)
+    assert all(len(str(row["reason"])) < 1_100 for row in rows)
+    assert sorted(text.partition(" cannot be read: ValueError")[0] for text in found.unreadable) == sorted(
+        f"ticks:0:{n}" for n in bad
+    )
+    assert found.records == 100
+    assert found.offsets == {("ticks", 0): (0, 99)}
+    assert sum(int(part.summaries["tick_count"].sum()) for part in found.ticks) == 96
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("no answer"), OSError("disk"), MemoryError()], ids=repr)
+def test_an_error_of_the_machine_is_no_record_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    poisonous("read", error, monkeypatch)
+    with pytest.raises(type(error)):
+        staged(plan_in(tmp_path), in_kafka([tick(1), tick(2, symbol="POISON")]))
+
+
+def test_a_task_that_can_read_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a library that is broken: no record is to blame, and none goes to quarantine."""
+
+    def read(*_: object) -> None:
+        raise AttributeError("no such function")
+
+    monkeypatch.setattr(stage_module, "read", read)
+    with pytest.raises(AttributeError, match="no such function"):
+        staged(plan_in(tmp_path), in_kafka([tick(1), tick(2)]))
+
+
+@dataclass(frozen=True)
+class Full(LocalDisk):
+    """A store whose quota is used up for data files."""
+
+    def write(self, url: str, content: bytes) -> None:
+        raise QuotaExceeded("the quota is used up")
+
+
+def test_a_used_up_quota_ends_a_micro_batch_at_once_without_a_retry_of_the_task(tmp_path: Path) -> None:
+    """Spark would run a task that fails again; so the task returns the error, and the driver raises it."""
+    settings = lake_in(tmp_path)
+    lakehouse = opened(settings)
+    lakehouse.writer.files = Full()
+    with pytest.raises(QuotaExceeded, match="the quota is used up"):
+        write_one(lakehouse, in_kafka([tick(1)]), 0)
+    assert isinstance(lakehouse.failure, QuotaExceeded)
+
+
+SHORT = [case.value for case in CASES if len(case.value or b"") < 2_000]
+times = st.one_of(st.just(-1), st.integers(0, 2**53), st.integers(-(2**53), 2**53))
+anything = st.one_of(st.none(), st.binary(max_size=60), st.sampled_from(SHORT))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(anything, anything, times, st.sampled_from(["ticks", "rejects", "gaps"])), max_size=8))
+def test_whatever_a_record_holds_it_is_staged(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[tuple[bytes | None, bytes | None, int, str]]
+) -> None:
+    """Any bytes as key and value, and any time in milliseconds, on any topic: each record is in one place."""
+    folder = tmp_path_factory.mktemp("anything")
+    columns = [list(column) for column in zip(*contents, strict=True)] or [[], [], [], []]
+    arrays = {
+        "key": pa.array(columns[0], pa.binary()),
+        "value": pa.array(columns[1], pa.binary()),
+        "topic": pa.array(columns[3], pa.string()),
+        "partition": pa.array([0] * len(contents), pa.int32()),
+        "offset": pa.array(range(len(contents)), pa.int64()),
+        "kafka_timestamp": pa.array([ms * 1_000 for ms in columns[2]], pa.timestamp("us", "UTC")),
+    }
+    [row] = [row for out in stage_part(pa.table(arrays).to_batches(), plan_in(folder)) for row in out.to_pylist()]
+    found = pickle.loads(row["staged"])
+    assert found.unreadable == []
+    assert offsets(folder, BRONZE_TICKS, found) == list(range(len(contents)))
+    distinct = sum(int(part.summaries["tick_count"].sum()) for part in found.ticks)
+    records = [Record(topic, 0, n, key, value, ingested_at=NOW) for n, (key, value, _, topic) in enumerate(contents)]
+    expected = [row_of(record) for record in records]
+    assert distinct == len({row.event_id for row in expected if isinstance(row, Tick)})
+    assert len(offsets(folder, SILVER_QUARANTINE, found)) == sum(isinstance(row, Quarantined) for row in expected)
+    assert len(found.reports) == expected.count(None)
 
 
 # Ticks

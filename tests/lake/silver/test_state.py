@@ -12,7 +12,7 @@ import pytest
 
 from conf.settings import Settings
 from lake.delta.files import LocalDisk
-from lake.delta.log import TableLog
+from lake.delta.log import LogDamaged, TableLog
 from lake.silver import state
 from lake.silver.state import State, StateLost
 from lake.tables import SILVER_TICKS
@@ -55,7 +55,7 @@ def snapshots(settings: Settings) -> list[Path]:
 def known(of: State) -> object:
     """All that matters, comparable."""
     kept = json.loads(json.dumps(of.to_json()))
-    for name in ("instruments", "rejected", "producers", "minutes"):
+    for name in ("instruments", "rejected", "producers", "minutes", "sequences"):
         kept["seen"][name].sort()
     kept["early"]["waiting"].sort(key=str)
     return kept
@@ -193,3 +193,45 @@ def test_a_micro_batch_begins_after_the_one_before_it(tmp_path: Path) -> None:
     lakehouse.state.began = ahead
     write_one(lakehouse, in_kafka(market(random.Random(1))[20:40], first=20), 1)
     assert opened(settings).state.began == ahead + timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"cut"], ids=["empty", "cut"])
+def test_a_damaged_snapshot_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    """After a power cut: an older one, or none, and the commits since then say the same."""
+    monkeypatch.setattr("lake.silver.state.SNAPSHOT_EVERY", 2)
+    settings = lake_in(tmp_path)
+    before = known(streamed(settings, pieces(records(), random.Random(1), 6)).state)
+    for damaged in (1, 2):
+        for path in snapshots(settings)[-damaged:]:
+            path.write_bytes(content or path.read_bytes()[:40])
+        assert known(opened(settings).state) == before
+        assert "_seen/" in caplog.text
+        assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b'{"commitInfo":{"times'], ids=["empty", "cut"])
+def test_a_damaged_commit_is_named(tmp_path: Path, content: bytes) -> None:
+    settings = lake_in(tmp_path)
+    streamed(settings, pieces(records(), random.Random(1), 3))
+    newest = max(log(settings).glob("*.json"))
+    newest.write_bytes(content)
+    with pytest.raises(LogDamaged, match=f"{newest.name} is empty or cut short.*--rebuild"):
+        opened(settings)
+
+
+@pytest.mark.parametrize("cut", [0, 30])
+def test_a_damaged_checkpoint_of_the_log_is_named_and_a_damaged_pointer_to_it_does_not_matter(
+    tmp_path: Path, cut: int
+) -> None:
+    settings = lake_in(tmp_path)
+    before = known(streamed(settings, pieces(records(), random.Random(1), 3)).state)
+    TableLog(LocalDisk(), SILVER_TICKS.path(settings.lake_root)).checkpoint()
+    pointer = log(settings) / "_last_checkpoint"
+    pointer.write_bytes(pointer.read_bytes()[:cut])
+    assert known(opened(settings).state) == before
+    [checkpoint] = log(settings).glob("*.checkpoint.parquet")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:cut])
+    with pytest.raises(LogDamaged, match=r"the checkpoint of version 4 in .*silver/ticks/_delta_log is empty or cut"):
+        opened(settings)
