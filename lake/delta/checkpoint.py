@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -136,8 +136,11 @@ def checkpoint_of(name: str) -> Checkpoint | None:
     return None
 
 
-def rows_of_checkpoint(content: bytes, tombstones: bool) -> pa.Table:
-    """The rows of one checkpoint file, of any writer. tombstones: include them. Raises UnknownFormat."""
+def rows_of_checkpoint(content: bytes, tombstones: bool, change: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """The rows of one checkpoint file, of any writer. Raises UnknownFormat.
+
+    tombstones: include them. change: what is made of each part of the rows.
+    """
     file = pq.ParquetFile(BytesIO(content))
     schema = file.schema_arrow
     if "checkpointMetadata" in schema.names:
@@ -147,7 +150,8 @@ def rows_of_checkpoint(content: bytes, tombstones: bool) -> pa.Table:
     fields = {kind: {field.name for field in schema.field(kind).type} for kind in kinds}
     columns = [f"{kind}.{name}" for kind, names in fields.items() for name in _KINDS[kind] if name in names]
     # In parts: each step copies the rows, and a checkpoint of 500,000 files has 300 MB of them.
-    parts = [_in_force(pa.Table.from_batches([part])) for part in file.iter_batches(_ROWS_A_PART, columns=columns)]
+    batches = file.iter_batches(_ROWS_A_PART, columns=columns)
+    parts = [change(_in_force(pa.Table.from_batches([batch]))) for batch in batches]
     return pa.concat_tables([ROWS.empty_table(), *parts])
 
 
@@ -267,6 +271,25 @@ def without_tombstones(rows: pa.Table, paths: Collection[str]) -> pa.Table:
 def without_removed(rows: pa.Table) -> pa.Table:
     """The rows without tombstones, once no older row of their files is left."""
     return rows.filter(pc.is_null(rows["remove"]))
+
+
+def with_statistics_of(rows: pa.Table, names: Collection[str]) -> pa.Table:
+    """The rows; added files keep the statistics of these columns only, which take the most memory."""
+    chunks = []
+    for chunk in rows["add"].chunks:
+        fields = dict(zip(chunk.type.names, chunk.flatten(), strict=True))
+        text = pl.col("stats").str
+        ends = [
+            pl.struct(*(text.json_path_match(f"$.{end}['{name}']").alias(name) for name in sorted(names))).alias(end)
+            for end in ("minValues", "maxValues")
+            if names
+        ]
+        count = text.json_path_match("$.numRecords").cast(pl.Int64).alias("numRecords")
+        stats = pl.DataFrame({"stats": _series(fields["stats"])}).select(pl.struct(count, *ends).struct.json_encode())
+        fields["stats"] = stats.to_series().to_arrow().cast(pa.string())
+        chunks.append(pa.StructArray.from_arrays(list(fields.values()), fields=list(chunk.type), mask=chunk.is_null()))
+    index = rows.schema.get_field_index("add")
+    return rows.set_column(index, ROWS.field("add"), pa.chunked_array(chunks, ROWS.field("add").type))
 
 
 def columns_of(rows: pa.Table, partitions: Sequence[str], times: Collection[str]) -> pl.DataFrame:

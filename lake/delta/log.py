@@ -14,12 +14,12 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 from uuid import uuid4
@@ -49,6 +49,7 @@ from lake.delta.checkpoint import (
     rows_of_checkpoint,
     rows_of_commits,
     smaller,
+    with_statistics_of,
     without_removed,
     without_tombstones,
 )
@@ -391,7 +392,7 @@ class TableLog:
 
         partitions: the partition columns. times: columns with statistics.
         """
-        version, rows = self._replay()
+        version, rows = self._replay(change=partial(with_statistics_of, names=times))
         return Columns(version, columns_of(rows, partitions, times), _configuration(rows))
 
     def check_writable(self, actions: Iterable[Action]) -> bool:
@@ -549,19 +550,28 @@ class TableLog:
                 parts[part] += 1
         return max(versions), [checkpoint for checkpoint, count in parts.items() if count >= checkpoint.parts]
 
-    def _replay(self, version: int | None = None, tombstones: bool = False) -> _Replay:
+    def _replay(
+        self, version: int | None = None, tombstones: bool = False, change: Callable[[pa.Table], pa.Table] = lambda r: r
+    ) -> _Replay:
         """The actions in force at a version, or at the newest. Raises LogIncomplete and CannotWrite.
 
-        tombstones: include those of the last checkpoint, which only the next checkpoint needs.
+        tombstones: include those of the last checkpoint, which only the next checkpoint needs. change: what is made of
+        each part of the rows when it was read.
         """
         checkpoint = self._last_checkpoint()
         if checkpoint is not None and (version is None or checkpoint.version <= version):
             # It is only a hint: the checkpoint's files, or commits after it, may be deleted.
             with suppress(FileNotFoundError, LogIncomplete):
-                return self._replay_from(checkpoint, version, tombstones)
-        return self._replay_from(None, version, tombstones)
+                return self._replay_from(checkpoint, version, tombstones, change)
+        return self._replay_from(None, version, tombstones, change)
 
-    def _replay_from(self, start: Checkpoint | None, version: int | None, tombstones: bool) -> _Replay:
+    def _replay_from(
+        self,
+        start: Checkpoint | None,
+        version: int | None,
+        tombstones: bool,
+        change: Callable[[pa.Table], pa.Table],
+    ) -> _Replay:
         """As `_replay`. start: a checkpoint of the version or before; None: search for one."""
         if version is None or start is None:
             newest, checkpoints = self._list(start)
@@ -572,10 +582,10 @@ class TableLog:
         commits = range(0 if start is None else start.version + 1, version + 1)
         if commits and not self.has(version):
             raise LogIncomplete(f"{self._commit(version)} is missing: the table has no such version")
-        rows = ROWS.empty_table() if start is None else self._rows_of(start, tombstones)
+        rows = ROWS.empty_table() if start is None else self._rows_of(start, tombstones, change)
         reduced_rows = rows.num_rows
         for added in self._rows_of_commits(commits):
-            rows = pa.concat_tables([rows, added])
+            rows = pa.concat_tables([rows, change(added)])
             # Only once the rows have doubled: a log of 100,000 commits takes a time linear in its length.
             if rows.num_rows > 2 * reduced_rows + _ACTIONS:
                 rows = newest_of_each(rows)
@@ -610,10 +620,10 @@ class TableLog:
         if waiting:
             yield rows_of_commits(waiting)
 
-    def _rows_of(self, checkpoint: Checkpoint, tombstones: bool) -> pa.Table:
+    def _rows_of(self, checkpoint: Checkpoint, tombstones: bool, change: Callable[[pa.Table], pa.Table]) -> pa.Table:
         try:
             urls = [f"{self._folder}/{name}" for name in checkpoint.names()]
-            return pa.concat_tables(rows_of_checkpoint(self._files.read(url), tombstones) for url in urls)
+            return pa.concat_tables(rows_of_checkpoint(self._files.read(url), tombstones, change) for url in urls)
         except pa.ArrowInvalid as error:
             raise LogDamaged(
                 f"the checkpoint of version {checkpoint.version} in {self._folder} is empty or cut short ({error}): "
