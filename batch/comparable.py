@@ -73,9 +73,9 @@ class Comparable:
         times = [time for table in (BRONZE_TICKS, SILVER_GAPS) if (time := self.was_dropped(table))]
         if not times:
             return None
-        after = ticks.where(F.col("event_time") >= F.lit(max(times) + CLOCKS))
+        after = ticks.where((F.col("event_time") >= F.lit(max(times) + CLOCKS)) & F.col("trade_id").isNotNull())
         rows = after.groupBy("source", "symbol", "trade_epoch").agg(F.min("trade_id").alias("first")).collect()
-        return {(row["source"], row["symbol"], row["trade_epoch"]): row["first"] for row in rows if row["first"]}
+        return {(row["source"], row["symbol"], row["trade_epoch"]): row["first"] for row in rows}
 
     def gold_since(self, table: Table) -> datetime | None:
         """The day from which on a gold table's rows can be compared; None: all can."""

@@ -99,6 +99,7 @@ RETENTION_OF_THE_LOG = ("delta.logRetentionDuration", "interval 30 days")
 _SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604_800}
 _DAY_MILLIS = 86_400_000
 
+_ROWS_A_PART = 20_000
 _PAGE = 1_000
 """HDFS lists so many names per answer."""
 _SEARCHED = 20_000
@@ -144,12 +145,18 @@ def rows_of_checkpoint(content: bytes, tombstones: bool) -> pa.Table:
     # Skip the parsed statistics and partitions: the JSON has them too.
     kinds = [kind for kind in _KINDS if kind in schema.names and (tombstones or kind != "remove")]
     fields = {kind: {field.name for field in schema.field(kind).type} for kind in kinds}
-    rows = file.read([f"{kind}.{name}" for kind, names in fields.items() for name in _KINDS[kind] if name in names])
+    columns = [f"{kind}.{name}" for kind, names in fields.items() for name in _KINDS[kind] if name in names]
+    # In parts: each step copies the rows, and a checkpoint of 500,000 files has 300 MB of them.
+    parts = [_in_force(pa.Table.from_batches([part])) for part in file.iter_batches(_ROWS_A_PART, columns=columns)]
+    return pa.concat_tables([ROWS.empty_table(), *parts])
+
+
+def _in_force(rows: pa.Table) -> pa.Table:
+    """Rows of a checkpoint as ROWS, without those of other kinds."""
     for field in ROWS:
-        if field.name not in fields:
+        if field.name not in rows.column_names:
             rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
     rows = rows.select(ROWS.names).cast(ROWS)
-    # Drop rows of other kinds.
     return rows.filter(pl.DataFrame({kind: _is_valid(rows, kind) for kind in _KINDS}).fold(pl.Series.__or__).to_arrow())
 
 
@@ -266,17 +273,17 @@ def columns_of(rows: pa.Table, partitions: Sequence[str], times: Collection[str]
     """The added files as columns: path, size (bytes), modified (milliseconds since 1970), rows, `lowest NAME` and
     `highest NAME` (statistics of the columns `times`, as text), order (the tag ORDERED_BY), and each partition column
     as text."""
-    files = rows["add"].filter(pc.is_valid(rows["add"]))
+    parts = [_columns_of(chunk.drop_null(), partitions, times) for chunk in rows["add"].chunks]
+    none = pa.array([], ROWS.field("add").type)
+    return pl.concat([_columns_of(none, partitions, times), *parts])
 
+
+def _columns_of(files: pa.StructArray, partitions: Sequence[str], times: Collection[str]) -> pl.DataFrame:
     def field(name: str) -> pl.Series:
-        values = pl.from_arrow(pc.struct_field(files, name))
-        assert isinstance(values, pl.Series)
-        return values
+        return _series(pc.struct_field(files, name))
 
     def of_map(name: str, key: str) -> pl.Series:
-        values = pl.from_arrow(pc.map_lookup(pc.struct_field(files, name), pa.scalar(key), "first"))
-        assert isinstance(values, pl.Series)
-        return values
+        return _series(pc.map_lookup(pc.struct_field(files, name), pa.scalar(key), "first"))
 
     statistics = field("stats").str
     return pl.DataFrame(
@@ -291,6 +298,12 @@ def columns_of(rows: pa.Table, partitions: Sequence[str], times: Collection[str]
             **{name: of_map("partitionValues", name) for name in partitions},
         }
     )
+
+
+def _series(values: pa.Array) -> pl.Series:
+    series = pl.from_arrow(values)
+    assert isinstance(series, pl.Series)
+    return series
 
 
 def smaller(rows: pa.Table, order: str, below: int, limit: int) -> tuple[pa.Table, int]:
