@@ -3,7 +3,7 @@
 One pass over the records, in columns, makes bronze's file, silver's file of the valid ticks, quarantine's file of the
 other records, the runs of trade ids (lake.silver.deduplicate) and a summary of each five seconds of each instrument
 (lake.gold.summary). The driver gets only the runs, the summaries and the files' names, and decides which files to
-commit. Files of a failed task belong to no table; VACUUM removes them.
+commit. Files of a failed task belong to no table; upkeep removes them.
 """
 
 from __future__ import annotations
