@@ -60,13 +60,14 @@ class Watch:
 
     rule: AlertRule
     symbols: dict[str, str] = field(default_factory=dict)
+    quotes: dict[str, str] = field(default_factory=dict)
     late: int = 0
     _episodes: dict[Pair, tuple[Episodes, int]] = field(default_factory=dict)
 
     def add(self, tick: Tick) -> Alert | None:
         """The episode that the tick opens or closes, if any."""
         pair = (tick.source, tick.asset)
-        if not feeds(self.symbols, pair, tick.symbol):
+        if not feeds(self.symbols, self.quotes, pair, tick.symbol, tick.quote):
             return None
         gold_time = tick.gold_time
         episodes, newest = self._episodes.get(pair) or (Episodes(pair, self.rule), gold_time)
@@ -123,7 +124,7 @@ class Alerting:
     def _read(self, reader: OneReader, producer: KafkaProducer, stop: threading.Event) -> None:
         """Read from where the group stopped, until `stop` is set or the partitions are others."""
         rules, rules_of_ticks = gold_rules(self.settings), tick_rules(self.settings)
-        state = Watch(rules.alerts, dict(rules.symbols))
+        state = Watch(rules.alerts, dict(rules.symbols), dict(rules.quotes))
         resumes = self._resume(reader)
         committed_at = 0.0
         while not stop.is_set():
@@ -249,7 +250,7 @@ def alert_in(record: Any, state: Watch, rules: TickRules, now: datetime) -> Aler
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(
         __doc__,
-        *("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "gold_symbols"),
+        *("kafka_bootstrap_servers", "ticks_topic", "alerts_topic", "gold_symbols", "gold_quotes"),
         *("future_tolerance_seconds", "receipt_tolerance_seconds"),
         *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds", "alert_stale_seconds", "log_format"),
         *("state_dir", "alerting_metrics_port", "stream_stale_seconds"),

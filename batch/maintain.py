@@ -13,9 +13,9 @@ Per table, in this order:
             within a file, so that a query for one asset reads a part of it.
 4. orphans  files that the log does not know are deleted when they are a day old.
 
-It never touches files that are younger than --older-than-minutes or that the last micro-batch wrote: a restarted stream
-may need those. Where the stream or another program has changed the same files meanwhile, the work is skipped; run it
-again. The driver holds one table's files at a time, in columns.
+It joins no files that are younger than --older-than-minutes, and neither joins nor drops those that the last
+micro-batch wrote: a restarted stream may need them. Where the stream or another program has changed the same files
+meanwhile, it skips them; run it again. The driver holds one table's files at a time, in columns.
 
 Exit codes: 0 all is done, or would be, 1 something was skipped or failed, 2 a wrong setting, or there is no such lake.
 """

@@ -21,8 +21,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
+from operator import or_
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from batch.comparable import Comparable
@@ -34,7 +36,7 @@ from lake.delta.log import TableLog
 from lake.delta.version import version_of
 from lake.delta.writer import create_table, table_properties
 from lake.gold.recompute import Snapshot, fill_price_5s
-from lake.rules import DECIDING, PROPERTY, deciding, gold_rules, tick_rules
+from lake.rules import DECIDING, PROPERTY, GoldRules, deciding, gold_rules, tick_rules
 from lake.tables import BRONZE_TICKS, GOLD_PRICE_5S, SILVER_TICKS, TABLES, VERSION, Column, Table
 
 logger = logging.getLogger("batch.migrate")
@@ -93,7 +95,18 @@ def needs_rebuild(spark: SparkSession, files: Files, settings: Settings) -> bool
     checked.unpersist()
     for check in broken:
         print(check, flush=True)
-    return bool(broken)
+    return bool(broken) or mixes_quotes(snapshot.read(SILVER_TICKS), gold_rules(settings))
+
+
+def mixes_quotes(ticks: DataFrame, rules: GoldRules) -> bool:
+    """Whether gold has ticks of a quote that no longer feeds it; earlier versions let every quote feed it."""
+    own = [(F.col("source") == source) & (F.col("quote") != quote) for source, quote in rules.quotes.items()]
+    pair = F.concat_ws(":", "source", "asset")
+    others = ticks.where(reduce(or_, own, F.lit(False)) & ~pair.isin(list(rules.symbols)))
+    is_mixed = not others.isEmpty()
+    if is_mixed:
+        print("gold has ticks of quotes that no longer feed it (setting gold_quotes)", flush=True)
+    return is_mixed
 
 
 def take(spark: SparkSession, files: Files, settings: Settings, step: Step) -> None:
@@ -149,7 +162,7 @@ def migrate(spark: SparkSession, files: Files, settings: Settings, *, execute: b
         print(f"    {step}")
     rebuild = version is not None and version < VERSION and needs_rebuild(spark, files, settings)
     if rebuild:
-        print("silver would be another by today's rules: then run ./spark-submit.sh streaming/ticks.py --rebuild")
+        print("silver or gold would differ by today's rules: then run ./spark-submit.sh streaming/ticks.py --rebuild")
     else:
         print(f"    {GOLD_PRICE_5S.qualified_name}: fill it from silver.ticks")
     if not execute:

@@ -1,9 +1,9 @@
 """Queries and a start on a lake with many commits behind it: `scripts/soak --open-figures [--commits 20000,200000]`
 
 Lets ./spark-submit.sh streaming/ticks.py write a lake, and makes it as old as asked for (benchmarks/lakes.py): with so
-many commits behind it, of which the logs keep --kept, and a checkpoint, as upkeep leaves them. --neglected makes
-instead one that nothing has kept up, with so many data files and commits, spread over the tables; with --keep it stays,
-for instance for batch/maintain.py.
+many commits behind it, of which the logs keep --kept, and a checkpoint, as upkeep leaves them. With --neglected it
+makes a lake without upkeep instead: with --data-files data files and --log-files commits, spread over the tables. With
+--keep the lake stays, for instance for batch/maintain.py.
 
 At each age it asks four queries by lake.reader and by the Thrift Server, 20 times each:
 
@@ -18,8 +18,9 @@ start s    from the start of the streaming job to the first commit of gold.price
 
 Prints a table, and one line of JSON. In the end silver.ticks must have each tick once.
 
-Exit codes: 0 each start took at most 15 s, and the tables are exact; 1 not so, or the job died; 2 a wrong setting or
-argument; 3 to 6 a service did not start (services/errors.py), 7 Kafka did not take the load.
+Exit codes: 0 each start took at most 15 s, and silver.ticks is exact; 1 a start took longer, silver.ticks is wrong, the
+job died, or HDFS or SQL failed; 2 a wrong setting or argument; 3 to 6 a service did not start (services/errors.py);
+7 Kafka did not take the load.
 """
 
 from __future__ import annotations

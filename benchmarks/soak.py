@@ -1,4 +1,4 @@
-"""Show that a lake lives: `scripts/soak [--minutes 60] [--rate 1000] [--history-minutes 10]`
+"""Does a lake stay small and fast: `scripts/soak [--minutes 60] [--rate 1000] [--history-minutes 10]`
 
 Starts ./spark-submit.sh streaming/ticks.py on topics and a lake of its own, sends ticks at a rate, and prints a row
 each minute. At the end it ends the job with SIGTERM, compares the tables with the records sent, and lets batch/prove.py

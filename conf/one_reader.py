@@ -1,7 +1,7 @@
 """A consumer group in which one process reads a topic and the others stand by.
 
 Kafka's group membership decides who reads: a process that joins disturbs nothing, and one that dies is replaced after
-SESSION_MS. What is committed comes from the group's present reader only: Kafka refuses the commit of another.
+SESSION_MS. Only the group's present reader can commit offsets: Kafka refuses the commit of another.
 """
 
 from __future__ import annotations

@@ -249,7 +249,12 @@ class Settings(BaseModel):
         86_400.0, gt=0, description="a receipt further ahead of the time at which bronze took it is not believed"
     )
     gold_symbols: Mapped = Field(
-        {}, description="the one symbol that feeds gold for SOURCE:ASSET, as SOURCE:ASSET=SYMBOL; others: every symbol"
+        {},
+        description="the one symbol that feeds gold for SOURCE:ASSET, as SOURCE:ASSET=SYMBOL; else see gold_quotes",
+    )
+    gold_quotes: Mapped = Field(
+        {"binance": "USDT", "coinbase": "USD", "kraken": "USD", "coincap": "USD"},
+        description="the one quote that feeds gold for a venue, as SOURCE=QUOTE; of other venues every quote does",
     )
 
     volatility_seconds: int = Field(

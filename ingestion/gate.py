@@ -1,4 +1,4 @@
-"""When a venue may be connected to again: one gate for all connections to it."""
+"""Limits how often we connect to a venue: all connections to a venue share one gate."""
 
 from __future__ import annotations
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ingestion.counts import Counts, RejectLog
 from ingestion.feeds import Feed
@@ -20,6 +22,10 @@ class Topics:
     ticks: str
     rejects: str
     gaps: str
+
+
+# So many prices of a symbol that has no trade ids tell where two connections' prices meet.
+PRICES_COMPARED = 16
 
 
 class Intake:
@@ -51,8 +57,8 @@ class Intake:
         """Whether a trade that has come already, as on another connection, is left out."""
         self.is_covered: Callable[[], bool] = lambda: False
         """Whether another connection brings the same."""
-        self._last_prices: dict[str, str] = {}
-        """Of each symbol that has no trade ids."""
+        self._last_prices: defaultdict[str, deque[str]] = defaultdict(partial(deque, maxlen=PRICES_COMPARED))
+        """Of each symbol that has no trade ids, in the order in which they came."""
         self._spool = spool
         self._topics = topics
 
@@ -65,21 +71,22 @@ class Intake:
     async def overlapping(self, frames: Sequence[tuple[bytes, int]]) -> Sequence[Control]:
         """Take the frames of a new connection that came while the one before was still read, with their times.
 
-        Both told the same prices. Without ids, those up to the last one that was taken are the repeats.
+        Both told the same prices. Without ids, the repeats are those that end as what was taken before ends.
         """
         await self._spool.room()
         events: list[tuple[Event, int]] = []
         for frame, received_ns in frames:
             self._count(frame)
             events += [(event, received_ns) for event in self.feed.receive(frame, received_ns)]
-        known = {
-            event.symbol: at
-            for at, (event, _) in enumerate(events)
-            if isinstance(event, Tick) and self._last_prices.get(event.symbol) == event.price_usd
-        }
+        prices: defaultdict[str, list[str]] = defaultdict(list)
+        for event, _ in events:
+            if isinstance(event, Tick):
+                prices[event.symbol].append(event.price_usd)
+        repeats = {symbol: _repeats(tuple(self._last_prices[symbol]), came) for symbol, came in prices.items()}
         controls: list[Control] = []
-        for at, (event, received_ns) in enumerate(events):
-            if isinstance(event, Tick) and at <= known.get(event.symbol, -1):
+        for event, received_ns in events:
+            if isinstance(event, Tick) and repeats[event.symbol]:
+                repeats[event.symbol] -= 1
                 self.counts.ignore("a repeated price")
             else:
                 controls += self._take([event], received_ns)
@@ -98,7 +105,7 @@ class Intake:
                 tick = self.tracker.observe(event)
                 self.liveness.tick(tick)
                 if tick.trade_id is None:
-                    self._last_prices[tick.symbol] = tick.price_usd
+                    self._last_prices[tick.symbol].append(tick.price_usd)
                 self._tick(tick)
             elif isinstance(event, Ignored):
                 self.counts.ignore(event.kind)
@@ -144,3 +151,12 @@ class Intake:
     def report(self, gap: Gap) -> None:
         """Take a row of silver.gaps."""
         self._spool.append(self._topics.gaps, gap.key, gap.to_json())
+
+
+def _repeats(taken: Sequence[str], came: Sequence[str]) -> int:
+    """How many of the prices that came, from the first on, were taken already: they end as `taken` does."""
+    for count in range(len(came), 0, -1):
+        compared = min(count, len(taken))
+        if compared and list(came[count - compared : count]) == list(taken[-compared:]):
+            return count
+    return 0

@@ -1,9 +1,11 @@
 """Whether a feed delivers ticks, and of which instruments. A heartbeat or an accepted subscription is no tick.
 
-An instrument that has delivered is silent when nothing new has come for stale_seconds, for twenty times as long as it
-usually takes, and for five times as long as it lately took at most: one that trades once in ten minutes is not silent
-after one, nor one that rests after a burst. An instrument that has delivered nothing yet is named, but does not make
-the feed unhealthy as long as others deliver: nobody knows how often it trades. Times are the event loop's, in seconds.
+An instrument that has delivered ticks is silent when no new tick has come for the longest of three times:
+stale_seconds, twenty times its usual interval, and five times its longest recent interval. So an instrument that trades
+once in ten minutes is not silent after one, nor is one that rests after a burst. A feed is dead when no tick comes for
+stale_seconds, when the venue refuses all of its instruments, or when a tenth of those that used to deliver is silent.
+The status names an instrument that has delivered nothing yet, but the feed stays healthy while others deliver: nobody
+knows how often that one trades. Times are the event loop's, in seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which connections go through a proxy: those to a venue on another machine, where the setting venue_proxy names one.
 
-The environment's proxies (http_proxy and the like) are not asked: what is on this machine must never leave it, and a
-WebSocket that a proxy of an office cuts every minute is no feed.
+The environment's proxies (http_proxy and the like) are ignored: requests to this machine must not leave it, and a proxy
+that cuts idle connections would cut a feed.
 """
 
 from __future__ import annotations

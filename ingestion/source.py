@@ -1,8 +1,8 @@
 """A venue, and its connections while they are wanted.
 
-A venue takes only so many instruments on one connection, so the instruments are divided into shares. Each share may
-have several connections that bring the same: what one of them misses while it is cut, another one has. The first copy
-of a trade counts, by its id.
+A venue takes a limited number of instruments on one connection, so the instruments are divided into shares. Each share
+may have several connections that bring the same ticks, so that a cut of one of them loses nothing. The first copy of a
+trade counts, by its id.
 """
 
 from __future__ import annotations

@@ -149,6 +149,11 @@ def gold_time(event_time: int, received_at: int, is_future: bool) -> int:
     return received_at if is_future else event_time
 
 
-def feeds(gold_symbols: Mapping[str, str], pair: Pair, symbol: str) -> bool:
-    """Whether a symbol's ticks feed gold. For a source:asset in `gold_symbols` only the symbol named there does."""
-    return gold_symbols.get(":".join(pair), symbol) == symbol
+def feeds(gold_symbols: Mapping[str, str], gold_quotes: Mapping[str, str], pair: Pair, symbol: str, quote: str) -> bool:
+    """Whether a tick feeds gold, so that prices in different currencies never meet in one candle.
+
+    For a source:asset in `gold_symbols` only the symbol named there does; else for a source in `gold_quotes` only
+    symbols of that quote do; of other venues every symbol does.
+    """
+    chosen = gold_symbols.get(":".join(pair))
+    return symbol == chosen if chosen is not None else quote == gold_quotes.get(pair[0], quote)

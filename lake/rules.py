@@ -33,9 +33,10 @@ class AlertRule:
 
 @dataclass(frozen=True)
 class GoldRules:
-    """Rules of gold. symbols: `source:asset` -> the only symbol that feeds gold; of other pairs every symbol does."""
+    """Rules of gold. symbols, quotes: see lake.contract.feeds."""
 
     symbols: Mapping[str, str] = field(default_factory=dict)
+    quotes: Mapping[str, str] = field(default_factory=dict)
     future_tolerance_seconds: float = 5.0
     volatility_seconds: int = 60
     alerts: AlertRule = field(default_factory=AlertRule)
@@ -58,13 +59,15 @@ def tick_rules(settings: Settings) -> TickRules:
 def gold_rules(settings: Settings) -> GoldRules:
     """The rules of gold, from the settings."""
     alerts = AlertRule(settings.alert_threshold_pct, settings.alert_window_seconds, settings.alert_cooldown_seconds)
-    return GoldRules(settings.gold_symbols, settings.future_tolerance_seconds, settings.volatility_seconds, alerts)
+    tolerance = settings.future_tolerance_seconds
+    return GoldRules(settings.gold_symbols, settings.gold_quotes, tolerance, settings.volatility_seconds, alerts)
 
 
 # The property of silver.ticks that records the settings that made the tables.
 PROPERTY = "tickhouse.settings"
 DECIDING = (
-    *("future_tolerance_seconds", "receipt_tolerance_seconds", "gold_symbols", "volatility_seconds"),
+    *("future_tolerance_seconds", "receipt_tolerance_seconds", "gold_symbols", "gold_quotes"),
+    "volatility_seconds",
     *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds"),
 )
 
@@ -76,5 +79,6 @@ def deciding(settings: Settings) -> str:
 
 def differences(stored: str, settings: Settings) -> list[str]:
     """The settings that differ from those that made the tables, in words."""
-    before, now = json.loads(stored), json.loads(deciding(settings))
+    # Before there was the setting, every quote fed gold.
+    before, now = {"gold_quotes": {}, **json.loads(stored)}, json.loads(deciding(settings))
     return [f"{name} was {before.get(name)}, is {now[name]}" for name in DECIDING if before.get(name) != now[name]]

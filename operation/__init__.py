@@ -1,1 +1,1 @@
-"""What every program tells those who run it, on this machine's loopback: metrics, health and status."""
+"""Metrics, health and status of the running programs, on this machine's loopback."""

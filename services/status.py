@@ -1,6 +1,6 @@
-"""What `scripts/services status` says: each daemon, each service's figures, and first of all what is wrong.
+"""The report of `scripts/services status`: first what is wrong, then each daemon, then each service's figures.
 
-No part of it waits for long: every request has a time limit, and what could not be had is named with the reason.
+No part of it waits for long: every request has a time limit, and the report names each missing figure with the reason.
 """
 
 from __future__ import annotations

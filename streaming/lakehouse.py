@@ -255,7 +255,7 @@ class Lakehouse:
     def _delta(self, staged: Staged, ticks: Sequence[TickFiles]) -> Delta:
         minutes: dict[tuple[str, str], int] = {}
         for part in ticks:
-            rows = feeding(part.summaries, self.settings.gold_symbols).group_by("source", "asset")
+            rows = feeding(part.summaries, gold_rules(self.settings)).group_by("source", "asset")
             for source, asset, newest in rows.agg(pl.col("start").max()).rows():
                 second = newest // MINUTE * (MINUTE // SECOND)
                 minutes[source, asset] = max(minutes.get((source, asset), second), second)

@@ -1,12 +1,12 @@
 """Upkeep: keep the lake healthy beside the stream, without a scheduler.
 
-A thread joins small files to larger ones, deletes what has left the tables for longer than the setting
-history_minutes, drops rows that are older than keep_days, and deletes what killed processes left. It reads and writes
-files while micro-batches go on; only its commits, some 20 ms each, go between two micro-batches. It uses at most a
-quarter of a core.
+A thread joins small files to larger ones, deletes files that have been out of the tables for history_minutes, drops
+rows that are older than keep_days, and deletes what killed processes left. It reads and writes files while
+micro-batches go on; only its commits, some 20 ms each, wait for the end of a micro-batch and hold back the next one. It
+uses at most a quarter of a core.
 
-Every step may be killed: a joined file joins the table by one commit, and a file is deleted only when it has not been
-in the table for the whole of its history. The thread ends when another writer has the lake.
+Every step may be killed: one commit replaces small files by the joined one, and a file is deleted only when it has been
+out of the table for the whole history. The thread ends when another writer has the lake.
 """
 
 from __future__ import annotations

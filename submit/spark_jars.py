@@ -57,7 +57,10 @@ def main() -> int:
     options = parser.parse_args()
     path = folder()
     if not options.name_only:
-        client = InsecureClient(options.webhdfs_url, user=getpass.getuser())
+        session = requests.Session()
+        # As the lake's files: no proxy that the environment names.
+        session.trust_env = False
+        client = InsecureClient(options.webhdfs_url, user=getpass.getuser(), session=session)
         try:
             if client.status(path, strict=False) is None:
                 print(f"spark-submit.sh: uploading Spark's jars to {options.webhdfs_url}{path}", file=sys.stderr)

@@ -53,6 +53,8 @@ NOTIONAL_DIGITS_AFTER_POINT = 18
 NUMBERS_OF_TRADES = range(10**18)
 FIRST_TIME, END_OF_TIMES = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
 FUTURE_TOLERANCE, RECEIPT_TOLERANCE = timedelta(seconds=5), timedelta(days=1)
+# Corrected: a candle of a venue that has both USD and USDT mixed them. Its own quote feeds gold, other venues' all do.
+OWN_QUOTES = {"binance": "USDT", "coinbase": "USD", "kraken": "USD", "coincap": "USD"}
 ASSETS = {
     "BTCUSDT": "bitcoin",
     "ETHUSDT": "ethereum",
@@ -163,6 +165,7 @@ def lake_of(
     ticks_topic: str = "ticks",
     gaps_topic: str = "gaps",
     gold_symbols: dict[str, str] | None = None,
+    gold_quotes: dict[str, str] | None = None,
     volatility: timedelta = MINUTE,
     alert_threshold_pct: float = 2.0,
     alert_window: timedelta = timedelta(seconds=10),
@@ -183,9 +186,15 @@ def lake_of(
             lake.silver.setdefault(row.event_id, row)
         elif row is not None:
             lake.quarantine[record.place] = row
-    chosen = gold_symbols or {}
+    chosen, quotes = gold_symbols or {}, OWN_QUOTES if gold_quotes is None else gold_quotes
     gold = [
-        tick for tick in lake.silver.values() if chosen.get(f"{tick.source}:{tick.asset}", tick.symbol) == tick.symbol
+        tick
+        for tick in lake.silver.values()
+        if (
+            chosen[f"{tick.source}:{tick.asset}"] == tick.symbol
+            if f"{tick.source}:{tick.asset}" in chosen
+            else tick.source not in quotes or quotes[tick.source] == tick.quote
+        )
     ]
     lake.price_5s = _by_start(windows_of(gold, timedelta(seconds=5)))
     lake.price_1m = _by_start(windows_of(gold, MINUTE))

@@ -1,7 +1,7 @@
-"""Commit beside the stream: maintenance of a table whose writer goes on.
+"""Commit beside the stream: change a table while the stream, and perhaps other programs, write it too.
 
-Other programs may commit between the read of a version and the commit that follows from it. The commit then becomes a
-later version, unless one of those commits conflicts with it.
+The work is based on a version of the table. Others may commit later versions before it is done. Its commit then becomes
+the version after theirs, unless one of their commits conflicts with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Rows that are dropped because of their age: which files go, and how the table remembers it."""
+"""Old rows: which files can be dropped because of their rows' age, and the property that records a drop.
+
+Rows go by whole files: a file is dropped when all its rows are older than the setting keep_days.
+"""
 
 from __future__ import annotations
 

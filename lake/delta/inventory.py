@@ -1,4 +1,7 @@
-"""The files of a table in columns: a table with 500,000 files is planned and reported in some hundred megabytes."""
+"""The files of a table in columns, for maintenance and its report.
+
+A table with 500,000 files takes some hundred megabytes.
+"""
 
 from __future__ import annotations
 

@@ -32,10 +32,10 @@ KEPT_FILES = 5_000
 THREADS = 8
 TIMES = ("event_time", "received_at")
 ORDER = ("gold_time", "trade_epoch", "trade_id", "producer", "sequence", "event_id")
-_COLUMNS = ("source", "asset", "symbol", "price_usd", *ORDER[1:], *TIMES, "is_future")
+_COLUMNS = ("source", "asset", "symbol", "quote", "price_usd", *ORDER[1:], *TIMES, "is_future")
 _SCHEMA = pl.Schema(
     [
-        *((name, pl.String()) for name in ("source", "asset", "symbol")),
+        *((name, pl.String()) for name in ("source", "asset", "symbol", "quote")),
         ("price_usd", pl.Decimal(28, 12)),
         *((name, pl.String() if name in ("producer", "event_id") else pl.Int64()) for name in ORDER),
     ]
@@ -104,7 +104,7 @@ class Lookback:
     def ticks(self, ranges: Sequence[Range], pairs: pl.DataFrame | None = None) -> pl.DataFrame:
         """Ticks whose gold times lie in one of the ranges, in tick order. pairs: source, asset; None: all.
 
-        Out: source, asset, symbol, price_usd, ORDER; times in microseconds since 1970.
+        Out: source, asset, symbol, quote, price_usd, ORDER; times in microseconds since 1970.
         """
         with self._lock:
             try:

@@ -88,7 +88,7 @@ _FEED = {
     "is_future": "BOOLEAN",
 }
 _FEED_ARROW = pa.schema([(name, arrow_type(kind)) for name, kind in _FEED.items()])
-_FROM_SILVER = [name for name in _FEED if name not in ("gold_time", "notional")] + ["symbol"]
+_FROM_SILVER = [name for name in _FEED if name not in ("gold_time", "notional")] + ["symbol", "quote"]
 _PIECE = "table STRING, day BIGINT, rows BINARY"
 
 
@@ -290,7 +290,7 @@ def _feed(rows: pa.Table, rules: GoldRules, period: Period) -> pl.DataFrame:
     ticks = pl.from_arrow(rows if "notional" in rows.column_names else with_notional(rows))
     assert isinstance(ticks, pl.DataFrame)
     time = pl.when("is_future").then("received_at").otherwise("event_time")
-    ticks = feeding(ticks, rules.symbols).with_columns(pl.col("event_time", "received_at").cast(pl.Int64))
+    ticks = feeding(ticks, rules).with_columns(pl.col("event_time", "received_at").cast(pl.Int64))
     ticks = ticks.with_columns(time.alias("gold_time")).filter(pl.col("gold_time") >= period.begin)
     later = ticks.filter(pl.col("gold_time") >= period.end).sort(TICK_ORDER)
     ends = (later.unique(PAIR, keep="first"), later.unique(PAIR, keep="last"))

@@ -44,13 +44,12 @@ FOLLOWED = 30 * MINUTE // BUCKET
 _KEY = (*PAIR, "start")
 
 
-def feeding(rows: pl.DataFrame, symbols: Mapping[str, str]) -> pl.DataFrame:
-    """Rows with source, asset and symbol, of symbols that feed gold (lake.contract.feeds)."""
-    if not symbols:
-        return rows
+def feeding(rows: pl.DataFrame, rules: GoldRules) -> pl.DataFrame:
+    """Rows with source, asset, symbol and quote, of those that feed gold (lake.contract.feeds)."""
     pair = pl.concat_str("source", "asset", separator=":")
-    chosen = pair.replace_strict(dict(symbols), default=pl.col("symbol"), return_dtype=pl.String)
-    return rows.filter(chosen == pl.col("symbol"))
+    own = pl.col("source").replace_strict(dict(rules.quotes), default=pl.col("quote"), return_dtype=pl.String)
+    symbol = pair.replace_strict(dict(rules.symbols), default=None, return_dtype=pl.String)
+    return rows.filter(pl.coalesce(symbol == pl.col("symbol"), own == pl.col("quote")))
 
 
 class Buckets:
@@ -93,7 +92,7 @@ class Gold:
         self._lookback = Lookback(
             lake.files,
             lambda since: lake.files_since(SILVER_TICKS, TIMES, since),
-            lambda rows: feeding(rows, rules.symbols),
+            lambda rows: feeding(rows, rules),
         )
         # The start of the bucket of each pair's newest tick, for pairs with a tick since the start.
         self._newest = pl.DataFrame(schema={"source": pl.String, "asset": pl.String, "newest": pl.Int64})
@@ -124,7 +123,7 @@ class Gold:
 
         Out: source, asset and start of the minutes that changed. Raises Fenced.
         """
-        delta = merged(feeding(summaries, self._rules.symbols), *_KEY)
+        delta = merged(feeding(summaries, self._rules), *_KEY)
         changed_minutes = delta.select(*PAIR, pl.col("start") // MINUTE * MINUTE).unique()
         if delta.is_empty():
             return changed_minutes

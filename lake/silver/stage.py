@@ -3,7 +3,7 @@
 One pass over the records, in columns, makes bronze's file, silver's file of the valid ticks, quarantine's file of the
 other records, the runs of trade ids (lake.silver.deduplicate) and a summary of each five seconds of each instrument
 (lake.gold.summary). The driver gets only the runs, the summaries and the files' names, and decides which files to
-commit. Files of a failed task belong to no table; VACUUM removes them.
+commit. Files of a failed task belong to no table; upkeep removes them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class TickFiles:
     """The distinct ticks of one part of the records: one file per date, and the ticks' numbers and summaries.
 
     actions: the files' `add` actions; empty if silver has the files. summaries: source, symbol, asset,
-    start, and the columns of lake.gold.summary.of_ticks.
+    quote, start, and the columns of lake.gold.summary.of_ticks.
     """
 
     actions: list[Action]
@@ -316,7 +316,7 @@ def _tick_files(ticks: pl.DataFrame, plan: Plan) -> TickFiles:
     if SILVER_TICKS in plan.tables:
         rows = ticks.with_columns(pl.col(_TIMES).cast(pl.Datetime("us", "UTC"))).drop("notional")
         actions = [_write_file(SILVER_TICKS, part.to_arrow(), plan) for part in rows.partition_by("event_date")]
-    return TickFiles(actions, numbers(ticks), of_ticks(ticks, "source", "symbol", "asset"))
+    return TickFiles(actions, numbers(ticks), of_ticks(ticks, "source", "symbol", "asset", "quote"))
 
 
 def _write_file(table: Table, rows: pa.Table, plan: Plan) -> Action:
@@ -371,7 +371,7 @@ def _read_again(reading: _Reading, plan: Plan) -> TickFiles | None:
     actions, repeats = reading
     ticks = pl.concat([_read(action, plan) for action in actions])
     if repeats is None:
-        return TickFiles([], numbers(ticks), of_ticks(ticks, "source", "symbol", "asset"))
+        return TickFiles([], numbers(ticks), of_ticks(ticks, "source", "symbol", "asset", "quote"))
     left = without(ticks, repeats)
     return _tick_files(left, plan) if left.height else None
 

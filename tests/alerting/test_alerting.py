@@ -67,6 +67,17 @@ def test_the_same_records_are_ticks_as_in_silver(case: Case) -> None:
         assert to_time(tick.gold_time) == expected.gold_time
 
 
+def test_two_currencies_of_a_venue_raise_no_alert() -> None:
+    """As in gold, the venue's own quote counts."""
+    usd = {**TICK, "source": "kraken", "symbol": "BTC/USD", "quote": "USD", "price_usd": "100"}
+    other = {**usd, "symbol": "BTC/USDT", "quote": "USDT", "price_usd": "104", "event_time": "2024-08-09T00:00:03Z"}
+    later = {**usd, "price_usd": "104", "event_time": "2024-08-09T00:00:04Z", "trade_id": 2}
+    watch = Watch(AlertRule(), quotes=Settings().gold_quotes)
+    records = [Record("ticks", 0, offset, None, compact(tick)) for offset, tick in enumerate([usd, other, later])]
+    changed = [alert_in(record, watch, RULES, NOW) for record in records]
+    assert [bool(alert) for alert in changed] == [False, False, True]
+
+
 def test_an_id_beyond_64_bits_raises_no_alert() -> None:
     def records(trade_id: int) -> list[Record]:
         jump = {**TICK, "event_time": "2024-08-09T00:00:03Z", "price_usd": "70000", "trade_id": trade_id}

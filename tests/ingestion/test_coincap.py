@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from conf.settings import SettingsError
+from ingestion.counts import Counts
 from ingestion.feeds import make_feed
+from ingestion.gaps import GapTracker
 from ingestion.instruments import Instrument
+from ingestion.intake import Intake, Topics
+from ingestion.spool import Spool
 from ingestion.ticks import Control, Event, Ignored, Reject, Tick
 from tests.programs import RECORDINGS
 
@@ -90,3 +97,37 @@ def test_the_address_holds_the_assets_and_the_key() -> None:
     assert seed.url == "wss://ws.coincap.io/prices?assets=1inch"
     with pytest.raises(SettingsError, match="ALL stands alone"):
         make_feed("coincap", ["ALL", "bitcoin"])
+
+
+@pytest.mark.parametrize(
+    ("taken", "came", "new"),
+    [
+        # The list as it was when the new connection came up, and what has changed since.
+        ("4 5", "5 6 7", "6 7"),
+        ("4 5 6 7", "5 6 7", ""),
+        ("4 5 6", "5 6 7", "7"),
+        # Prices that come back.
+        ("4 5", "5 6 5 7", "6 5 7"),
+        ("4 5 6 5", "5 6 5 7", "7"),
+        ("5 5 5", "5 5 6", "6"),
+        # Nothing in common, and nothing taken yet.
+        ("4 5", "8 9", "8 9"),
+        ("", "5 6", "5 6"),
+    ],
+)
+def test_what_two_connections_both_tell_counts_once(taken: str, came: str, new: str, tmp_path: Path) -> None:
+    async def scenario() -> list[str]:
+        spool = Spool(tmp_path, 0.0, 1 << 30)
+        intake = Intake(
+            make_feed("coincap", ["bitcoin"]), spool, Counts(), Topics("ticks", "rejects", "gaps"), GapTracker()
+        )
+        for number in taken.split():
+            await intake.frame(b'{"bitcoin":"%b"}' % number.encode(), RECEIVED)
+        await intake.overlapping([(b'{"bitcoin":"%b"}' % number.encode(), RECEIVED) for number in came.split()])
+        spool.stop()
+        await spool.run()
+        prices = [json.loads(record.value)["price_usd"] for record in spool.records(0)]
+        spool.close()
+        return prices
+
+    assert asyncio.run(scenario()) == [*taken.split(), *new.split()]

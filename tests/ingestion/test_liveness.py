@@ -263,7 +263,8 @@ def test_trades_that_come_in_bursts_and_lulls_are_no_silence(mean: float) -> Non
         for _ in range(chance.randrange(1, 5)):
             number += 1
             liveness.tick(tick("BTC", number))
-    assert silences <= 4
+    # A lull of a thirtieth of the pace that begins at once may look like a silence: less than once in 2,000 orders.
+    assert silences < 10
 
 
 def test_a_venue_that_repeats_its_last_trade_delivers_nothing() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import getpass
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import urllib3
 
-from conf.settings import Settings
+from conf.settings import PROJECT, Settings
 from lake.delta.files import WebHdfs
+from services.java import java_home, spark_class_path
 
 pytestmark = pytest.mark.services
 
@@ -76,3 +81,47 @@ def test_a_page_starts_no_application_on_yarn(running: Running) -> None:
     assert answer.reason == REFUSED
     # Without the filter, and so for whoever is no browser, it is a request that YARN answers.
     assert urllib3.request("POST", web, retries=False).status == 200
+
+
+JOB_WITH_A_PAGE = """
+import os, sys, threading, time, urllib.request
+from pathlib import Path
+from pyspark.sql import SparkSession
+
+posted = sys.argv[1]
+
+def wait(number):
+    while not os.path.exists(posted):
+        time.sleep(0.1)
+    return number
+
+spark = SparkSession.builder.master("local[1]").config("spark.ui.port", "0").getOrCreate()
+context = spark.sparkContext
+rows = []
+job = threading.Thread(target=lambda: rows.extend(context.parallelize([1, 2], 1).map(wait).collect()))
+job.start()
+while not (context.statusTracker().getActiveJobsIds() and context.statusTracker().getActiveStageIds()):
+    time.sleep(0.1)
+for path in ("jobs/job/kill/?id=0", "stages/stage/kill/?id=0"):
+    request = urllib.request.Request(f"{context.uiWebUrl}/{path}", b"", {"User-Agent": "Mozilla/5.0 (X11)"})
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60)
+# The page ends a job by and by: here it would be ended before this one is over.
+time.sleep(2)
+Path(posted).touch()
+job.join()
+print(rows)
+spark.stop()
+"""
+
+
+def test_a_page_ends_no_spark_job(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "JAVA_HOME": str(java_home()),
+        "SPARK_CONF_DIR": str(PROJECT / "conf"),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_SUBMIT_ARGS": f"--driver-class-path {spark_class_path()} pyspark-shell",
+    }
+    command = [sys.executable, "-c", JOB_WITH_A_PAGE, str(tmp_path / "posted")]
+    job = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert job.stdout.strip() == "[1, 2]", job.stderr[-3000:]

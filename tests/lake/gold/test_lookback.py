@@ -21,6 +21,7 @@ from lake.delta.log import DataFile, TableLog
 from lake.delta.writer import LakeWriter
 from lake.gold.lookback import Lookback
 from lake.gold.update import feeding
+from lake.rules import GoldRules
 from lake.tables import SILVER_TICKS
 from lake.times import Range, to_micros
 from tests.lakes import wrong_rows
@@ -51,7 +52,7 @@ def in_row_groups(file: DataFile, rows: int) -> DataFile:
 
 def lookback(files: Iterable[DataFile], symbols: dict[str, str] | None = None) -> Lookback:
     everything = list(files)
-    return Lookback(LocalDisk(), lambda _: everything, lambda rows: feeding(rows, symbols or {}))
+    return Lookback(LocalDisk(), lambda _: everything, lambda rows: feeding(rows, GoldRules(symbols or {})))
 
 
 def looked_up(by: Lookback, pairs: Sequence[Pair], ranges: Sequence[Range]) -> list[tuple[str, str, str]]:

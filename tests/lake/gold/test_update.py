@@ -16,10 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.settings import Settings
+from lake.contract import feeds
 from lake.delta.files import files_of
 from lake.gold.sinks import Console, PlainParquet, is_of_the_contract
+from lake.gold.update import feeding
 from lake.intervals import Interval
 from lake.reader import query, read
+from lake.rules import deciding, gold_rules
+from lake.rules import differences as setting_differences
 from lake.silver.gaps import Gap
 from lake.tables import GOLD, GOLD_CURRENT_PRICE, SILVER_GAPS
 from tests.lakes import rows_of, wrong_gaps, wrong_rows
@@ -380,3 +384,53 @@ def test_the_console_tells_a_row_in_a_line() -> None:
         "gold.current_price asset=bitcoin price_usd=61685.99 source=binance event_time=2024-08-09T23:50:00+00:00 "
         "event_id=binance:BTCUSDT:0:7 change_pct_1m=0.125\n"
     )
+
+
+# Quotes
+
+
+def quoted(number: int, source: str, symbol: str, quote: str | None, price: str) -> bytes:
+    at = (START + timedelta(seconds=number)).isoformat(timespec="microseconds")
+    tick = {"timestamp": at, "asset": "x", "price_usd": price, "source": source, "symbol": symbol, "quote": quote}
+    return compact({**tick, "trade_id": number})
+
+
+@pytest.mark.parametrize("symbols", [{}, {"kraken:x": "X/USDT"}], ids=["by the venue", "by a setting"])
+@pytest.mark.parametrize("quotes", [None, {}, {"venue": "USDT"}], ids=["default", "none", "another venue's"])
+def test_one_quote_of_an_asset_at_a_venue_feeds_gold(
+    tmp_path: Path, symbols: dict[str, str], quotes: dict[str, str] | None
+) -> None:
+    """USD and USDT may be percents apart: in one candle they would be an alert. Silver has both."""
+    kinds = [
+        *(("kraken", "X/USD", "USD", "100"), ("kraken", "X/USDT", "USDT", "104"), ("kraken", "X", None, "100")),
+        *(("binance", "XUSDT", "USDT", "104"), ("binance", "XUSD", "USD", "100")),
+        *(("venue", "X-USD", "USD", "100"), ("venue", "X-USDT", "USDT", "104")),
+    ]
+    records = in_kafka([quoted(n, *kinds[n % len(kinds)]) for n in range(60)])
+    chosen: dict[str, Any] = (
+        {"gold_symbols": symbols} if quotes is None else {"gold_symbols": symbols, "gold_quotes": quotes}
+    )
+    settings = lake_in(tmp_path, **chosen)
+    write(None, settings, [records[:25], records[25:]], tasks=2)
+    expected = lake_of(records, gold_symbols=symbols, gold_quotes=quotes)
+    assert_right(settings, expected)
+    assert len(expected.silver) == 60
+    assert bool([alert for alert in expected.alerts.values() if alert.source == "kraken"]) == (
+        quotes is not None and not symbols
+    ), "no alert between two currencies, but where a setting lets both feed gold"
+    rules = gold_rules(settings)
+    one_by_one = [feeds(rules.symbols, rules.quotes, (k[0], "x"), k[1], k[2] or "USD") for k in kinds]
+    together = feeding(pl.DataFrame([(k[0], "x", k[1], k[2] or "USD") for k in kinds], QUOTED, orient="row"), rules)
+    assert together["symbol"].to_list() == [k[1] for k, is_fed in zip(kinds, one_by_one, strict=True) if is_fed]
+
+
+QUOTED = ["source", "asset", "symbol", "quote"]
+
+
+def test_a_lake_of_before_the_choice_of_quotes_is_refused_with_advice() -> None:
+    """Its gold may have candles of both."""
+    before = json.loads(deciding(Settings()))
+    del before["gold_quotes"]
+    [difference] = setting_differences(json.dumps(before), Settings())
+    assert difference.startswith("gold_quotes was {}, is {'binance': 'USDT'")
+    assert setting_differences(json.dumps(before), Settings(gold_quotes={})) == []
