@@ -204,10 +204,10 @@ def test_the_five_seconds_of_a_lake_without_any_are_those_of_its_ticks(spark: Sp
 def test_a_proof_that_is_overtaken_says_so_and_a_lost_file_is_damage(spark: SparkSession, tmp_path: Path) -> None:
     """The files of its version are replaced, and deleted after the history, while it reads."""
     settings = lake_in(tmp_path, history_minutes=30)
-    values = market(random.Random(5))[:300]
-    write(None, settings, [in_kafka(values[:200]), in_kafka(values[200:], first=200)])
+    values = market(random.Random(5))[:301]
+    write(None, settings, [in_kafka(values[:200]), in_kafka(values[200:300], first=200)])
     snapshot = Snapshot.newest(spark, settings.lake_root, FILES)
-    write(None, settings, [in_kafka([values[0]], first=300)], first=2)
+    write(None, settings, [in_kafka(values[300:], first=300)], first=2)
     for minutes in (0, 40):
         maintain(settings, ahead=timedelta(minutes=minutes, seconds=1))
     with pytest.raises(Overtaken, match=r"history is 30 minutes \(setting history_minutes\)"), snapshot.reading():
