@@ -153,11 +153,15 @@ def _judged(
     return row
 
 
-def bronze_checks(bronze: DataFrame) -> Iterator[Check]:
+def bronze_checks(bronze: DataFrame, gaps: DataFrame) -> Iterator[Check]:
+    """gaps: silver.gaps, which names the records whose loss in Kafka was accepted."""
     place = Window.partitionBy("topic", "partition").orderBy("offset")
     steps = bronze.select("topic", "partition", "offset", F.lag("offset").over(place).alias("after"))
     missing = steps.where(F.col("offset") > F.col("after") + 1)
     missing = missing.withColumn("first_missing", F.col("after") + 1).withColumn("last_missing", F.col("offset") - 1)
+    accepted = gaps.where("source = 'kafka'").select("gap_id")
+    missing = missing.withColumn("gap_id", F.concat_ws(":", F.lit("kafka"), "topic", "partition", "first_missing"))
+    missing = missing.join(accepted, "gap_id", "left_anti")
     columns = ("topic", "partition", "first_missing", "last_missing")
     yield no_row_of(BRONZE_TICKS, "Kafka's offsets are contiguous in each partition", missing, *columns)
     twice = steps.where(F.col("offset") == F.col("after"))
@@ -389,7 +393,7 @@ def prove(
     checked = judged(readable, tick_rules(settings)).persist(StorageLevel.DISK_ONLY)
     valid = checked.where(F.col("event_id").isNotNull())
     ticks = first_deliveries(valid).persist(StorageLevel.DISK_ONLY)
-    for check in bronze_checks(bronze):
+    for check in bronze_checks(bronze, snapshot.read(SILVER_GAPS)):
         note(check)
     for check in silver_checks(snapshot, checked, valid):
         note(check)
