@@ -259,9 +259,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run(start(spark, settings, lakehouse, follows), lakehouse, stop)
         except StreamingQueryException:
             # It has only the message of an error in a micro-batch.
-            if isinstance(lakehouse.failure, NAMED):
-                raise lakehouse.failure from None
-            if lakehouse.failure is None:
+            failure = lakehouse.fenced or lakehouse.failure
+            if isinstance(failure, NAMED):
+                raise failure from None
+            if failure is None:
                 check_what_kafka_has(lakehouse, settings)
             raise
     except (SettingsChanged, OtherVersion, CannotWrite) as error:
