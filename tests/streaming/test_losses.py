@@ -77,7 +77,8 @@ def test_records_that_expired_and_a_topic_that_was_made_anew(
         bronze, gaps = (
             spark.read.format("delta").load(table.path(settings.lake_root)) for table in (BRONZE_TICKS, SILVER_GAPS)
         )
-        assert [check.wrong for check in bronze_checks(bronze, gaps, Comparable({}))] == [0, 0], "the proof knows of the accepted loss"
+        # The proof knows of the accepted loss.
+        assert [check.wrong for check in bronze_checks(bronze, gaps, Comparable({}))] == [0, 0]
 
     create()
     records += send(10, 0, 0)
