@@ -119,9 +119,10 @@ def draw(tables: Sequence[TableFiles], path: Path) -> None:
                 bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
             axis.set_title(f"{table.table}: {table.files:,} files, {table.bytes / 2**20:,.1f} MiB", loc="left")
             axis.set_ylabel("files")
+            axis.yaxis.get_major_locator().set_params(integer=True)
             axis.tick_params(axis="x", labelrotation=45, labelsize=7)
         if shown:
-            axes[0, 0].legend(ncols=len(LABELS), fontsize=8)
+            axes[0, 0].legend(ncols=len(LABELS), fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
         figure.tight_layout()
         figure.savefig(path, format="png", dpi=100)
     finally:
