@@ -204,7 +204,9 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         """Whether there is something to commit: `poll` gave records, or passed the end of a transaction."""
         if self.is_new:
             return False
-        return any(self.consumer.position(each) != self._committed.get(each) for each in self.consumer.assignment())
+        # What is known now: while Kafka is away, asking would take half a minute.
+        positions = {each: self.consumer.position(each, timeout_ms=0) for each in self.consumer.assignment()}
+        return any(position != self._committed.get(each) for each, position in positions.items())
 
     def commit(self) -> None:
         """Store how far the records that `poll` gave go. Raises KafkaError, if this is no longer the reader too."""
