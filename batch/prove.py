@@ -160,12 +160,16 @@ def _judged(
     return row
 
 
-def bronze_checks(bronze: DataFrame, comparable: Comparable) -> Iterator[Check]:
+def bronze_checks(bronze: DataFrame, gaps: DataFrame, comparable: Comparable) -> Iterator[Check]:
+    """gaps: silver.gaps, which names the records whose loss in Kafka was accepted."""
     place = Window.partitionBy("topic", "partition").orderBy("offset")
     before = (F.lag(name).over(place).alias(alias) for name, alias in (("offset", "after"), ("kafka_timestamp", "at")))
     steps = bronze.select("topic", "partition", "offset", *before)
     missing = comparable.kept(steps.where(F.col("offset") > F.col("after") + 1), BRONZE_TICKS, "at")
     missing = missing.withColumn("first_missing", F.col("after") + 1).withColumn("last_missing", F.col("offset") - 1)
+    accepted = gaps.where("source = 'kafka'").select("gap_id")
+    missing = missing.withColumn("gap_id", F.concat_ws(":", F.lit("kafka"), "topic", "partition", "first_missing"))
+    missing = missing.join(accepted, "gap_id", "left_anti")
     columns = ("topic", "partition", "first_missing", "last_missing")
     yield no_row_of(BRONZE_TICKS, "Kafka's offsets are contiguous in each partition", missing, *columns)
     twice = steps.where(F.col("offset") == F.col("after"))
@@ -421,7 +425,7 @@ def _checks(
     checked = judged(readable, tick_rules(settings)).persist(StorageLevel.DISK_ONLY)
     valid = checked.where(F.col("event_id").isNotNull())
     ticks = first_deliveries(valid).persist(StorageLevel.DISK_ONLY)
-    yield from bronze_checks(bronze, comparable)
+    yield from bronze_checks(bronze, snapshot.read(SILVER_GAPS), comparable)
     yield from silver_checks(snapshot, checked, valid, comparable, settings.ticks_topic)
     yield from gap_checks(snapshot, checked, ticks, comparable)
 

@@ -30,6 +30,8 @@ METADATA_MS = 5_000
 KAFKA_MS = 5_000
 ABSENT_SECONDS = 0.5
 STANDS_BY = "stands by: another process of this group reads"
+# An alert does not wait for the question whether its topic is still the same one.
+ASK_SECONDS = 5.0
 
 
 class TopicReplaced(KafkaError):  # type: ignore[misc]
@@ -98,6 +100,7 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         """Raises KafkaError."""
         self._admin = KafkaAdminClient(bootstrap_servers=self.servers, bootstrap_timeout_ms=KAFKA_MS)
         self._topic_id = ""
+        self._asked_at = 0.0
         self._assignor = _OneReader()
         # The positions that were committed last, or from which this process reads.
         self._committed: dict[TopicPartition, int] = {}
@@ -160,7 +163,7 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
     def stored(self) -> dict[TopicPartition, Stored]:
         """What Kafka has stored for each partition; logs what is lost. Raises KafkaError."""
         partitions = sorted(self.consumer.assignment())
-        self._topic_id = self._present_id()
+        self._topic_id, self._asked_at = self._present_id(), time.monotonic()
         begins, ends = self.consumer.beginning_offsets(partitions), self.consumer.end_offsets(partitions)
         return {partition: self._stored(partition, begins[partition], ends[partition]) for partition in partitions}
 
@@ -191,9 +194,11 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         self.is_new = False
 
     def positions(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """What to commit now. The topic's id goes along. Raises TopicReplaced if the topic is another one by now."""
-        if self._present_id() != self._topic_id:
-            raise TopicReplaced(f"topic {self.topic} was deleted or made anew")
+        """What to commit now, with the topic's id. Raises TopicReplaced if the topic is known to be another one."""
+        if time.monotonic() - self._asked_at > ASK_SECONDS:
+            if self._present_id() != self._topic_id:
+                raise TopicReplaced(f"topic {self.topic} was deleted or made anew")
+            self._asked_at = time.monotonic()
         return {
             partition: OffsetAndMetadata(self.consumer.position(partition), self._topic_id, -1)
             for partition in self.consumer.assignment()
@@ -204,7 +209,9 @@ class OneReader(ConsumerRebalanceListener):  # type: ignore[misc]
         """Whether there is something to commit: `poll` gave records, or passed the end of a transaction."""
         if self.is_new:
             return False
-        return any(self.consumer.position(each) != self._committed.get(each) for each in self.consumer.assignment())
+        # What is known now: while Kafka is away, asking would take half a minute.
+        positions = {each: self.consumer.position(each, timeout_ms=0) for each in self.consumer.assignment()}
+        return any(position != self._committed.get(each) for each, position in positions.items())
 
     def commit(self) -> None:
         """Store how far the records that `poll` gave go. Raises KafkaError, if this is no longer the reader too."""

@@ -114,8 +114,11 @@ class Ingester:
                 stale_seconds=settings.stale_seconds,
                 gate=gate,
                 proxy=proxy_of(intake.feed.url, settings.venue_proxy),
+                number=intake.number,
             )
 
+        if settings.sockets > 1 and not followed.feed.has_trade_ids:
+            log.warning("%s gives no ids by which repeats are known: one connection brings each price", venue.name)
         most = venue.most_instruments
         return Source(
             divide(followed.instruments[: most or None]),

@@ -93,8 +93,12 @@ class Connection:
         stale_seconds: float = STALE_SECONDS,
         gate: Gate | None = None,
         proxy: str | None = None,
+        number: int = 0,
     ) -> None:
-        """`record` is given every frame: its source, when it was received, and its bytes. `gate` is the venue's."""
+        """`record` is given every frame: its source, when it was received, and its bytes. `gate` is the venue's.
+
+        `number` tells connections apart that bring the same instruments.
+        """
         self._intake = intake
         self._feed = intake.feed
         self._clock = clock
@@ -104,7 +108,7 @@ class Connection:
         self._stale_seconds = stale_seconds
         self._gate = Gate() if gate is None else gate
         self._proxy = proxy
-        self._number = getattr(intake, "number", 0)
+        self._number = number
         self._is_opening = False
         self._due_when_open = ""
         self._forbidden = 0
@@ -270,6 +274,8 @@ class Connection:
                         line.ticked = loop.time()
                 elif len(line.held) < MOST_HELD:
                     line.held.append((frame, received_ns))
+                else:
+                    counts.ignore("a frame beyond those that can wait")
                 self.heard = counts.heard = line.heard = loop.time()
                 if counts.ticks + counts.repeats != before:
                     self._note_tick(line)

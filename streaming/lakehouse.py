@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -18,7 +17,7 @@ import polars as pl
 from pyspark.sql import DataFrame, SparkSession
 
 from conf.settings import Settings
-from lake.delta.files import Files, files_of
+from lake.delta.files import files_of
 from lake.delta.log import Action, DataFile
 from lake.delta.slices import Batch, Changes, Sink, Slices
 from lake.delta.version import check_version
@@ -41,6 +40,8 @@ from lake.tables import (
     Table,
 )
 from lake.times import MINUTE, SECOND
+from streaming.checkpoint import REMEDY, CheckpointError, checkpoint_query, put_aside
+from streaming.losses import Topics
 from streaming.progress import Progress
 from streaming.upkeep import Upkeep
 
@@ -49,16 +50,6 @@ logger = logging.getLogger(__name__)
 # The longer windows are written so long after the first change, or after the last micro-batch.
 ROLL_UP_SECONDS = 10.0
 QUIET_SECONDS = 2.0
-
-
-REMEDY = (
-    "Give back the lake's checkpoint (setting checkpoint); or, where it is lost, let --rebuild make silver and gold "
-    "anew from bronze and go on from there; or use another lake_root."
-)
-
-
-class CheckpointError(RuntimeError):
-    """The checkpoint is not the one that belongs to the lake's tables."""
 
 
 class SettingsChanged(RuntimeError):
@@ -79,6 +70,8 @@ class Lakehouse:
     state: State
     # A rebuild's records come from bronze, so bronze is not written.
     rebuilding: bool = False
+    # What the lake knows of Kafka's topics; each commit of bronze carries it.
+    topics: Topics = field(default_factory=Topics)
     # Set while no micro-batch is being written.
     idle: threading.Event = field(default_factory=threading.Event)
     last: Batch | None = None
@@ -161,7 +154,8 @@ class Lakehouse:
                     ticks = staged.ticks = without_repeats(self.spark, ticks, repeats, plan)
                 delta = self._delta(staged, ticks)
             after = State(self.state.seen.after(delta), self.state.early, batch.at, delta)
-        reports = staged.reports
+        # The accepted losses are rows of silver.gaps after a rebuild too.
+        reports = [*staged.reports, *self.topics.losses]
         rejected = [((source, symbol, epoch), (number, number)) for source, symbol, epoch, number in staged.rejected]
         changes = instrument_changes(after.seen.instruments, after.seen.rejected, delta.runs, rejected, reports)
         if not replayed:
@@ -180,7 +174,8 @@ class Lakehouse:
                 metadata["early"] = after.early.to_json()
             if not self.rebuilding:
                 metadata["offsets"] = staged.offsets_to_json()
-                start(self._add, staged.of(BRONZE_TICKS), BRONZE_TICKS, batch, at=batch.at.isoformat())
+                known = {"at": batch.at.isoformat(), "kafka": self.topics.to_json()}
+                start(self._add, staged.of(BRONZE_TICKS), BRONZE_TICKS, batch, **known)
             start(self._add, staged.of(SILVER_TICKS), SILVER_TICKS, batch, **metadata)
             if quarantined := staged.of(SILVER_QUARANTINE):
                 start(self._add, quarantined, SILVER_QUARANTINE, batch)
@@ -265,8 +260,30 @@ class Lakehouse:
         with self.progress.time(table.qualified_name):
             self.writer.add(actions, table, query=batch.query, batch=batch.number, **metadata)
 
+    def accept(self, topics: Topics) -> None:
+        """Go on by these topics: with the losses in silver.gaps, and with a new checkpoint.
+
+        All tables must have the last micro-batch. If this is interrupted, run a rebuild. Raises Fenced, StoreError.
+        """
+        self.topics = topics
+        written_by = self.writer.metadata(SILVER_TICKS).get("query", "")
+        batch = Batch(written_by, self.writer.batch(SILVER_TICKS), datetime.now(UTC))
+        self._gaps({}, topics.losses, batch, again=True)
+        put_aside(self.writer.files, self.settings.checkpoint_location)
+        self.forget_batches()
+
+    def forget_batches(self) -> None:
+        """Let a new checkpoint begin after the rows that the tables have."""
+        for table in STREAMED:
+            self.writer.forget(table, **({"kafka": self.topics.to_json()} if table == BRONZE_TICKS else {}))
+
     def _gaps(
-        self, changes: Mapping[tuple[str, str, int], InstrumentChange], reports: Sequence[Gap], batch: Batch
+        self,
+        changes: Mapping[tuple[str, str, int], InstrumentChange],
+        reports: Sequence[Gap],
+        batch: Batch,
+        *,
+        again: bool = False,
     ) -> None:
         """Update silver.gaps by the ids seen and the ingester's reports."""
         rows = self.unfilled.changes(changes, reports, batch.at)
@@ -279,7 +296,7 @@ class Lakehouse:
 
         # A report may move a row to another time, and so to another span.
         before = self.gap_rows.rows_of(self._gap_files(changed)).join(changed, on="gap_id", how="semi")
-        self.gap_rows.update(batch, self.gap_rows.spans_of(pl.concat([before, changed])), change)
+        self.gap_rows.update(batch, self.gap_rows.spans_of(pl.concat([before, changed])), change, again=again)
         self.gap_rows.forget_unused()
         self.unfilled.accept(rows)
 
@@ -362,14 +379,6 @@ class Lakehouse:
             state.keep(self.writer, self.state, self.writer.version(SILVER_TICKS))
 
 
-def checkpoint_query(files: Files, location: str) -> str | None:
-    """The id of the query whose checkpoint is at location, or None if there is none."""
-    try:
-        return str(json.loads(files.read(f"{location}/metadata"))["id"])
-    except FileNotFoundError:
-        return None
-
-
 def opened(settings: Settings) -> LakeWriter:
     """Create absent tables, and return the lake's writer, before its claim. Raises OtherVersion."""
     files = files_of(settings.lake_root, str(settings.webhdfs_url))
@@ -411,7 +420,8 @@ def check_origin(lake: LakeWriter, settings: Settings) -> None:
             "or let --rebuild make silver and gold anew from bronze, or use another lake_root."
         )
     written_by = {str(query) for table in STREAMED if (query := lake.metadata(table).get("query"))}
-    if written_by and written_by != {checkpoint_query(lake.files, settings.checkpoint_location)}:
+    query = checkpoint_query(lake.files, settings.checkpoint_location)
+    if written_by and written_by != {query}:
         raise CheckpointError(
             f"the tables in {settings.lake_root} were written from another checkpoint than "
             f"{settings.checkpoint_location}: going on would write records twice. {REMEDY}"
@@ -430,4 +440,5 @@ def lakehouse(spark: SparkSession, settings: Settings, lake: LakeWriter, sink: S
         *(spark, settings, lake, gold, RollUp(lake, gold.minutes, sink), gaps),
         unfilled=UnfilledGaps(unfilled),
         state=restored,
+        topics=Topics.from_json(lake.metadata(BRONZE_TICKS).get("kafka", {})),
     )

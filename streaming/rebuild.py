@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 
-from kafka import KafkaConsumer, TopicPartition
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
 from lake.contract import RECORD
 from lake.delta.drop import DROPPED_BEFORE
-from lake.delta.files import Files
 from lake.delta.version import PROPERTY as VERSION_PROPERTY
 from lake.rules import PROPERTY, deciding
 from lake.silver.stage import RECORDS_A_TASK
@@ -24,22 +21,27 @@ from lake.tables import (
     STREAMED,
     VERSION,
 )
+from streaming.checkpoint import Offsets, put_aside
 from streaming.lakehouse import lakehouse, opened
+from streaming.losses import LIFE, Expired, Topics, require_none, topics_in_kafka
+
+__all__ = ["Expired", "following", "rebuild", "slices"]
 
 logger = logging.getLogger(__name__)
 
 PLACE = ("topic", "partition", "offset")
 
 
-def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]]:
-    """Recompute silver and gold from bronze. Returns, per topic and partition, the offset after bronze's last.
+def rebuild(spark: SparkSession, settings: Settings, *, accept_loss: bool = False) -> Offsets:
+    """Recompute silver and gold from bronze. Returns the offsets after bronze's last, where the stream goes on.
 
-    An existing checkpoint is renamed. If this fails half-way, run it again. Raises Expired, RowsDropped.
+    An existing checkpoint is renamed. If this fails half-way, run it again. accept_loss: go on without records that
+    Kafka no longer has. Raises Expired, RowsDropped, KafkaError.
     """
     lake = opened(settings)
     check_complete(lake.property(BRONZE_TICKS, DROPPED_BEFORE), BRONZE_TICKS.path(settings.lake_root))
     records = spark.read.format("delta").load(BRONZE_TICKS.path(settings.lake_root))
-    follows = following(settings, records)
+    topics = following(settings, records, Topics.from_json(lake.metadata(BRONZE_TICKS).get("kafka", {})), accept_loss)
     lake.claim()
     for table in (SILVER_TICKS, SILVER_QUARANTINE):
         name = f"delta.`{table.path(settings.lake_root)}`"
@@ -53,7 +55,7 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
         spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({properties})")
     lake.claim()
     house = lakehouse(spark, settings, lake)
-    house.rebuilding = True
+    house.rebuilding, house.topics = True, topics
     # In the order of arrival, in batches of about the stream's size.
     records = records.select(*RECORD, "ingested_at")
     minutes = records.select((F.unix_timestamp("ingested_at") / 60).cast("bigint").alias("minute")).groupBy("minute")
@@ -68,10 +70,9 @@ def rebuild(spark: SparkSession, settings: Settings) -> dict[str, dict[str, int]
         house.write_batch(tasks.sortWithinPartitions(*PLACE), number)
     house.finish()
     put_aside(lake.files, settings.checkpoint_location)
-    for table in STREAMED:
-        lake.forget(table)
+    house.forget_batches()
     logger.info("silver and gold are made anew from bronze")
-    return follows
+    return topics.begins
 
 
 def slices(minutes: Iterable[Row], most: int) -> Iterator[tuple[int, int, int]]:
@@ -101,36 +102,20 @@ def check_complete(dropped_before: str | None, path: str) -> None:
         )
 
 
-class Expired(RuntimeError):
-    """Kafka no longer has the records after bronze's last one."""
-
-
-def following(settings: Settings, bronze_records: DataFrame) -> dict[str, dict[str, int]]:
-    """Per topic and partition in Kafka, the offset after bronze's last. Raises Expired."""
+def following(settings: Settings, bronze_records: DataFrame, topics: Topics, accept_loss: bool) -> Topics:
+    """The topics, beginning after bronze's last records. Raises Expired if Kafka does not have what follows."""
     newest = bronze_records.groupBy("topic", "partition").agg(F.max("offset").alias("offset")).collect()
     last = {(row["topic"], row["partition"]): row["offset"] for row in newest}
-    consumer = KafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers)
-    try:
-        follows: dict[str, dict[str, int]] = {}
-        for topic in (settings.ticks_topic, settings.rejects_topic, settings.gaps_topic):
-            partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
-            earliest = consumer.beginning_offsets(partitions) if partitions else {}
-            for partition, begin in earliest.items():
-                follows_at = last.get((topic, partition.partition), -1) + 1
-                if follows_at < begin:
-                    raise Expired(
-                        f"topic {topic}, partition {partition.partition}: bronze ends at offset {follows_at - 1}, and "
-                        f"Kafka begins at {begin}: {begin - follows_at} records from {follows_at} to {begin - 1} have "
-                        "expired. "
-                        "Nothing was changed. A new lake_root would begin with what is left."
-                    )
-                follows.setdefault(topic, {})[str(partition.partition)] = follows_at
-        return follows
-    finally:
-        consumer.close()
-
-
-def put_aside(files: Files, location: str) -> None:
-    """Rename a checkpoint, if there is one."""
-    if files.exists(location):
-        files.rename(location, f"{location}.before-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    kafka = topics_in_kafka(settings)
+    read: Offsets = {}
+    for topic in (settings.ticks_topic, settings.rejects_topic, settings.gaps_topic):
+        life = range(topics.partition(topic, 0), topics.partition(topic, LIFE))
+        of_bronze = {partition - life[0] for name, partition in last if name == topic and partition in life}
+        begins = topics.begins.get(topic, {})
+        for partition in of_bronze | begins.keys() | (kafka[topic].ends.keys() if topic in kafka else set()):
+            after_last = last.get((topic, topics.partition(topic, partition)), -1) + 1
+            read.setdefault(topic, {})[partition] = max(after_last, begins.get(partition, 0))
+    losses = topics.losses_in(kafka, read)
+    if not accept_loss:
+        require_none(losses)
+    return topics.without(losses, kafka, read)

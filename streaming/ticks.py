@@ -9,6 +9,7 @@ Out: bronze.ticks, silver.ticks, silver.quarantine, silver.gaps, gold.price_5s, 
     ./spark-submit.sh streaming/ticks.py --sink console                     # and print gold's rows as they change
     ./spark-submit.sh streaming/ticks.py --sink parquet file:/tmp/gold      # and keep gold as plain Parquet files
     ./spark-submit.sh streaming/ticks.py --rebuild     # recompute silver and gold from bronze, then go on from Kafka
+    ./spark-submit.sh streaming/ticks.py --accept-loss # go on although Kafka no longer has all records that follow
 
 A micro-batch appends its records to bronze, its new valid ticks to silver and invalid records to quarantine, and
 updates gold by its ticks' summaries. If the job dies in between, the next one replays the micro-batch: tables that
@@ -16,7 +17,7 @@ have it skip it, the others are written. SIGTERM and SIGINT end the job after th
 
 Exit codes: 0 ended by a signal or --once; 1 the query failed; 2 a wrong setting, or other settings made the tables, or
 the tables have another version, or features of Delta that the job cannot write; 3 the tables belong to another
-checkpoint, or the state in their log is lost, or Kafka no longer has the records after bronze's; 4 another writer has
+checkpoint, or it or their log is damaged or lost, or Kafka no longer has the records that follow; 4 another writer has
 the lake, or has taken it over.
 """
 
@@ -31,16 +32,18 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kafka.errors import KafkaError
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from conf.settings import USAGE_ERROR, Settings, arguments, from_command_line
 from lake.contract import RECORD
 from lake.delta.drop import UnknownTable, kept_for
-from lake.delta.files import Files, StoreError, UnknownStore, WebHdfs, files_of
+from lake.delta.files import Files, QuotaExceeded, StoreError, UnknownStore, WebHdfs, files_of
 from lake.delta.lease import LakeInUse, Lease
-from lake.delta.log import CannotWrite
+from lake.delta.log import CannotWrite, LogDamaged
 from lake.delta.slices import Sink
 from lake.delta.version import OtherVersion
 from lake.delta.writer import Fenced
@@ -48,21 +51,24 @@ from lake.gold.sinks import Console, PlainParquet
 from lake.rules import DECIDING
 from lake.silver.stage import RECORDS_A_TASK
 from lake.silver.state import StateLost
-from streaming.lakehouse import CheckpointError, Lakehouse, SettingsChanged, resume
-from streaming.rebuild import Expired, RowsDropped, rebuild
+from lake.tables import SILVER_TICKS
+from streaming.checkpoint import CheckpointError, Offsets, position_of
+from streaming.lakehouse import Lakehouse, SettingsChanged, resume
+from streaming.losses import LIFE, Expired, require_none, topics_in_kafka
+from streaming.rebuild import RowsDropped, rebuild
 from streaming.status import Subject, jvm_of, served
 
 logger = logging.getLogger("streaming.ticks")
 
 WRONG_CHECKPOINT, FENCED = 3, 4
 # Errors of a micro-batch whose message says what to do.
-NAMED = (CheckpointError, Fenced, CannotWrite, StoreError)
+NAMED = (CheckpointError, Fenced, CannotWrite, LogDamaged, StoreError)
 # WebHDFS answers so soon after the NameNode's own port.
 START_SECONDS = 10
 
 
 def start(
-    spark: SparkSession, settings: Settings, lakehouse: Lakehouse, follows: dict[str, dict[str, int]] | None = None
+    spark: SparkSession, settings: Settings, lakehouse: Lakehouse, follows: Offsets | None = None
 ) -> StreamingQuery:
     """Start the query. follows: the offsets where a new checkpoint begins; default: Kafka's first."""
     topics = (settings.ticks_topic, settings.rejects_topic, settings.gaps_topic)
@@ -84,6 +90,9 @@ def start(
         .withColumnRenamed("timestamp", "kafka_timestamp")
         .select(*RECORD)
     )
+    for topic, lives in lakehouse.topics.lives.items():
+        shifted = F.when(F.col("topic") == topic, F.col("partition") + LIFE * lives).otherwise(F.col("partition"))
+        records = records.withColumn("partition", shifted.cast("int"))
     writing = (
         records.writeStream.queryName("ticks")
         .foreachBatch(lakehouse.write_batch)
@@ -92,6 +101,40 @@ def start(
     if settings.once:
         return writing.trigger(availableNow=True).start()
     return writing.trigger(processingTime=f"{settings.trigger_seconds} seconds").start()
+
+
+def go_on(lakehouse: Lakehouse, settings: Settings, *, accept_loss: bool) -> Offsets | None:
+    """Check that Kafka has all records that follow. Returns where a new checkpoint begins; None: Spark knows.
+
+    accept_loss: go on without records that Kafka no longer has. Raises Expired, CheckpointError, KafkaError.
+    """
+    position, topics = position_of(lakehouse.writer.files, settings.checkpoint_location), lakehouse.topics
+    read = position.offsets if position else topics.begins
+    kafka = topics_in_kafka(settings)
+    losses = topics.losses_in(kafka, read)
+    if not losses:
+        lakehouse.topics = topics.noted(kafka)
+        return None if position else topics.starting(kafka)
+    if not accept_loss:
+        require_none(losses)
+    if position and position.batch != lakehouse.writer.batch(SILVER_TICKS):
+        raise CheckpointError(
+            f"micro-batch {position.batch + 1} is not in all tables, and Kafka lacks some of its records: give "
+            "--rebuild and --accept-loss, which make silver and gold anew from bronze first."
+        )
+    lakehouse.accept(topics.without(losses, kafka, read))
+    logger.warning("accepted: %s", "; ".join(map(str, losses)))
+    return lakehouse.topics.starting(kafka)
+
+
+def check_what_kafka_has(lakehouse: Lakehouse, settings: Settings) -> None:
+    """After a failure of the query: raises Expired if it lies in lost records, or CheckpointError."""
+    try:
+        kafka = topics_in_kafka(settings)
+    except KafkaError:
+        return
+    if position := position_of(lakehouse.writer.files, settings.checkpoint_location):
+        require_none(lakehouse.topics.losses_in(kafka, position.offsets))
 
 
 def run(query: StreamingQuery, lakehouse: Lakehouse, stop: threading.Event) -> None:
@@ -178,6 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sink", nargs="+", metavar="SINK", help="gold elsewhere too, as it changes: console, or parquet PATH"
     )
+    parser.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="go on although Kafka no longer has all records; silver.gaps gets a row of each loss",
+    )
     settings, own = from_command_line(parser, argv)
     if own.sink and (own.sink[0], len(own.sink)) not in (("console", 1), ("parquet", 2)):
         parser.error(f"--sink {' '.join(own.sink)}: write console, or parquet and a path")
@@ -205,34 +253,50 @@ def main(argv: Sequence[str] | None = None) -> int:
                 *(settings.webhdfs_url, complaint),
             )
             return USAGE_ERROR
-        follows = rebuild(spark, settings) if settings.rebuild else None
+        if settings.rebuild:
+            rebuild(spark, settings, accept_loss=own.accept_loss)
         lakehouse = resume(spark, settings, sink)
+        follows = go_on(lakehouse, settings, accept_loss=own.accept_loss)
         logger.info("%s -> %s", settings.kafka_bootstrap_servers, settings.lake_root)
         try:
             with served(settings, Subject(settings, lakehouse, lease, jvm_of(spark))):
                 run(start(spark, settings, lakehouse, follows), lakehouse, stop)
         except StreamingQueryException:
             # It has only the message of an error in a micro-batch.
-            if isinstance(lakehouse.failure, NAMED):
-                raise lakehouse.failure from None
+            failure = lakehouse.fenced or lakehouse.failure
+            if isinstance(failure, NAMED):
+                raise failure from None
+            if failure is None:
+                check_what_kafka_has(lakehouse, settings)
             raise
     except (SettingsChanged, OtherVersion, CannotWrite) as error:
         logger.error("%s", error)
         return USAGE_ERROR
-    except (CheckpointError, StateLost, Expired, RowsDropped) as error:
+    except (CheckpointError, StateLost, LogDamaged, Expired, RowsDropped) as error:
         logger.error("%s", error)
         return WRONG_CHECKPOINT
+    except KafkaError as error:
+        logger.error("Kafka at %s does not answer: %r", settings.kafka_bootstrap_servers, error)
+        return 1
     except LakeInUse as error:
         logger.error("%s", error)
         return FENCED
     except Fenced as error:
         logger.error("%s; this one wrote nothing since", error)
         return FENCED
+    except QuotaExceeded as error:
+        logger.error("%s", error)
+        return 1
     except StoreError as error:
         logger.error("the lake's files cannot be reached (lake_root, webhdfs_url): %s", error)
         return 1
     except StreamingQueryException as error:
-        logger.error("the query failed: %s", error)
+        # Spark's own files, the checkpoint, may meet the quota too.
+        quota = re.search(r"QuotaExceededException: ([^\n]+)", str(error))
+        if quota:
+            logger.error("%s: the quota is used up: %s", settings.checkpoint_location, quota[1])
+        else:
+            logger.error("the query failed: %s", error)
         return 1
     finally:
         lease.release()

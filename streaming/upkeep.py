@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Files of rows that are only appended are joined so long after they were written, by the clock.
-APPENDED_FOR = timedelta(seconds=60)
+APPENDED_FOR = timedelta(seconds=20)
 # Files of rows that change are joined when the table's newest row is so much later: late ticks seldom reach them then.
 CHANGING_FOR = timedelta(minutes=10)
 # Everything that no longer grows is joined so often, whatever its size; orphans and old rows are looked for then too.

@@ -206,10 +206,10 @@ class LakeWriter:
         self._commit(table, [], state.log.files(state.version), {"batch": -1, "emptied": True})
         state.live = LiveFiles(table, [])
 
-    def forget(self, table: Table) -> None:
-        """Keep the rows and the last micro-batch's metadata, but not its number. Raises Fenced."""
+    def forget(self, table: Table, **more: Any) -> None:
+        """Keep the rows and the last micro-batch's metadata, but not its number. more: new metadata. Raises Fenced."""
         metadata = {name: value for name, value in self.metadata(table).items() if name not in ("query", "epoch")}
-        self._commit(table, [], [], {**metadata, "batch": -1})
+        self._commit(table, [], [], {**metadata, "batch": -1, **more})
 
     def batch(self, table: Table) -> int:
         """The table's last micro-batch; -1 if it has none."""

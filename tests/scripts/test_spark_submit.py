@@ -18,6 +18,7 @@ import pytest
 from conf.settings import PROJECT, Settings, is_secret, read_settings
 from lake.rules import DECIDING
 from submit.settings import JOB_SETTINGS
+from tests.conftest import TEST_CONF
 
 CANARY = "canary-51c0ffee"
 Golden = Callable[[str, str], None]
@@ -117,6 +118,36 @@ rest_urls = {{ coinbase = "https://user:{CANARY}@h/" }}
     assert settings.model_dump(include=set(JOB_SETTINGS)) == whole.model_dump(include=set(JOB_SETTINGS))
     assert (settings.ticks_topic, settings.gold_symbols) == ("other", {"binance:bitcoin": "BTCUSDT"})
     assert settings.model_dump(exclude=set(JOB_SETTINGS)) == Settings().model_dump(exclude=set(JOB_SETTINGS))
+
+
+ON_YARN = """
+import json, os, sys
+from conf.settings import read_settings
+from pyspark.sql import SparkSession
+
+SparkSession.builder.getOrCreate().stop()
+settings = read_settings()
+shipped = open("settings.toml").read()
+print("told", json.dumps([settings.ticks_topic, str(settings.webhook_url), dict(os.environ), shipped]))
+"""
+
+
+@pytest.mark.services
+def test_a_driver_on_yarn_has_the_settings_of_jobs_and_no_secret(
+    running: Callable[..., Settings], tmp_path: Path
+) -> None:
+    suite = running("hdfs", "yarn")
+    (tmp_path / "job.py").write_text(ON_YARN)
+    conf = tmp_path / "settings.toml"
+    conf.write_text(TEST_CONF.read_text() + f'\nsmtp_password = "{CANARY}"\n')
+    conf.chmod(0o600)
+    secret = {"TICKHOUSE_WEBHOOK_URL": f"https://h/{CANARY}", "TICKHOUSE_TICKS_TOPIC": "other"}
+    ran = spark_submit("--on", "yarn-cluster", "job.py", "--conf", str(conf), folder=tmp_path, **secret)
+    assert ran.returncode == 0, ran.stderr[-5_000:]
+    logs = [log.read_text() for log in (suite.state_dir / "services" / "yarn" / "log" / "containers").rglob("stdout")]
+    [told] = [json.loads(line[5:]) for log in logs for line in log.splitlines() if line.startswith("told ")]
+    assert told[:2] == ["other", "None"]
+    assert CANARY not in json.dumps(told)
 
 
 def test_the_settings_that_jobs_read_are_shipped() -> None:

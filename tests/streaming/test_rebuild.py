@@ -15,8 +15,10 @@ from pyspark.sql import SparkSession
 
 from conf.settings import Settings
 from lake.tables import BRONZE_TICKS, GOLD, SILVER_QUARANTINE, SILVER_TICKS
-from streaming.lakehouse import CheckpointError, SettingsChanged, resume
-from streaming.rebuild import Expired, rebuild
+from streaming.checkpoint import CheckpointError
+from streaming.lakehouse import SettingsChanged, resume
+from streaming.losses import Expired
+from streaming.rebuild import rebuild
 from streaming.ticks import start
 from tests.lakes import rows_of
 from tests.micro_batches import market

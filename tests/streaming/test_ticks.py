@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, tzinfo
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import polars as pl
 import pytest
 
+from lake.delta.frames import read_rows, span_of
+from lake.delta.log import TableLog
+from lake.delta.rewrite import rewrite
 from lake.delta.writer import LakeWriter
 from lake.silver.gaps import UNREPORTED
 from lake.tables import (
@@ -26,7 +32,7 @@ from lake.tables import (
     TABLES,
     Table,
 )
-from streaming.lakehouse import CheckpointError
+from streaming.checkpoint import CheckpointError
 from tests.lakes import rows_of, wrong_gaps, wrong_rows
 from tests.micro_batches import checkpoint_of, in_kafka, lake_in, market, opened, pieces, write, write_one
 from tests.oracle import Record, lake_of
@@ -290,3 +296,78 @@ def test_a_checkpoint_that_was_brought_back_from_a_copy_is_refused(
     with pytest.raises(CheckpointError, match=message):
         write_one(opened(settings), everything[records], batch)
     assert wrong_rows(settings.lake_root, lake_of(everything[:3])) == {}
+
+
+# Clocks
+
+
+def test_a_driver_whose_clock_is_a_day_ahead_once_holds_no_window_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longer windows follow by a clock that nobody sets; also after a restart."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(days=1)
+
+    settings = lake_in(tmp_path)
+    records = in_kafka([tick_at(60 * number, number) for number in range(12)])
+    lakehouse = opened(settings)
+    with monkeypatch.context() as wrong:
+        wrong.setattr("streaming.lakehouse.datetime", Ahead)
+        write_one(lakehouse, records[:4], 0)
+    write_one(lakehouse, records[4:8], 1)
+    lakehouse.roll_up()
+    assert wrong_rows(settings.lake_root, lake_of(records[:8])) == {}
+    write(None, settings, [records[8:]], first=2)
+    assert wrong_rows(settings.lake_root, lake_of(records)) == {}
+
+
+def test_a_receipt_in_2099_is_not_believed(tmp_path: Path) -> None:
+    """It would be the newest price for decades, and each later tick would be late."""
+    far = json.loads(tick_at(3, 2, "9999"))
+    far |= {"timestamp": "2099-01-01T00:00:00Z", "event_time": "2099-01-01T00:00:00Z"}
+    values = [tick_at(1, 1), json.dumps(far).encode(), tick_at(5, 3), tick_at(65, 4)]
+    records = [replace(record, ingested_at=datetime.now(UTC)) for record in in_kafka(values)]
+    settings = lake_in(tmp_path)
+    write(None, settings, [records[:2], records[2:3], records[3:]])
+    assert wrong_rows(settings.lake_root, lake_of(records)) == {}
+    assert {row["rule"] for row in rows_of(settings.lake_root, SILVER_QUARANTINE).values()} == {"timestamp"}
+    assert {row["is_late"] for row in rows_of(settings.lake_root, SILVER_TICKS).values()} == {False}
+    assert [row["price_usd"] for row in rows_of(settings.lake_root, GOLD_CURRENT_PRICE).values()] == [100]
+
+
+# Outsiders
+
+
+@pytest.mark.parametrize("also_another_span", [False, True])
+def test_rows_cached_before_an_outsider_s_commit_are_not_written_back(tmp_path: Path, also_another_span: bool) -> None:
+    """A repair of one row of a file, beside the running stream, which then changes another row of that file."""
+
+    def tick_of_asset(asset: str, second: float, number: int) -> bytes:
+        return tick_at(second, number).replace(b'"x"', f'"{asset}"'.encode()).replace(b'"X"', f'"{asset}"'.encode())
+
+    settings = lake_in(tmp_path)
+    lakehouse = opened(settings)
+    values = [tick_of_asset(asset, second, number) for number, second in enumerate([1, 31]) for asset in "xyz"]
+    write_one(lakehouse, in_kafka(values), 0)
+    files = lakehouse.writer.files
+    for table in (GOLD_PRICE_5S, GOLD_PRICE_1M):
+        base = TableLog(files, table.path(settings.lake_root)).files()
+        rows = pl.concat([read_rows(files, table, file) for file in base])
+        repaired = rows.with_columns(
+            volume=pl.when(pl.col("asset") == "y")
+            .then(pl.lit(Decimal(77)))
+            .otherwise("volume")
+            .cast(rows["volume"].dtype)
+        )
+        spans = repaired.select(span_of(table).unique()).to_series().to_list()
+        assert rewrite(files, table, settings.lake_root, base, spans, repaired) == []
+    more = [tick_of_asset("x", 2, 7), *([tick_of_asset("z", 32, 8)] if also_another_span else [])]
+    write_one(lakehouse, in_kafka(more, first=len(values)), 1)
+    lakehouse.finish()
+    for table in (GOLD_PRICE_5S, GOLD_PRICE_1M):
+        rows_after = rows_of(settings.lake_root, table).values()
+        volumes = {(str(row["asset"]), row["volume"]) for row in rows_after}
+        assert volumes == {("x", None), ("y", Decimal(77)), ("z", None)}, table.qualified_name
