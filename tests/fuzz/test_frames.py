@@ -1,4 +1,5 @@
-"""Whatever a venue sends, a feed makes ticks, controls or rejects of it; and what it calls a tick is one for the lake.
+"""Whatever a venue sends, a feed makes ticks, controls or rejects of it; and what it calls a tick is one
+for the lake, or in quarantine by the lake's narrower limits.
 
 `--fuzz 1000000` gives each feed a hundredth of so many frames.
 """
@@ -56,7 +57,12 @@ def test_any_frame_is_told(name: str, fuzz: int) -> None:
                 ticks += 1
                 value = event.to_json("producer", number)
                 verdict = judge.judge(value, "ticks", 0, number, NOW, RULES)
-                assert isinstance(verdict, judge.Tick), (value, verdict)
+                if isinstance(verdict, judge.Rejection):
+                    # The lake's limits are narrower: a time in the year 7443, a product beyond 10^20.
+                    assert verdict.rule in ("event_time", "range"), (value, verdict)
+                    assert verdict.instrument_ids or event.trade_id is None, "a rejected trade is not missing"
+                else:
+                    assert isinstance(verdict, judge.Tick), (value, verdict)
     assert ticks > 0
 
 
