@@ -91,6 +91,12 @@ class LiveFiles:
             files = ((path, self._files[path][1]) for path in sorted(near))
             return [self._files[path][0] for path, spans in files if spans and spans[0] < end and spans[-1] >= first]
 
+    def interleave(self, files: Iterable[DataFile], removed: Iterable[DataFile]) -> bool:
+        """Whether a live file, but for `removed`, may hold a span among those of one of these files."""
+        gone = {file.path for file in removed}
+        ranges = [spans for file in files if (spans := self._spans_of(file))]
+        return any(file.path not in gone for spans in ranges for file in self.between(spans[0], spans[-1] + 1))
+
     def last(self) -> DataFile | None:
         """The file with the highest span; None if there is none."""
         with self._lock:

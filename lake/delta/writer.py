@@ -469,7 +469,10 @@ class LakeWriter:
                 # It is our own commit: only the store's answer was lost.
                 break
             self.catch_up(state.table)
-            if removed and state.live is not None and not state.live.has(removed):
+            live = state.live
+            has_changed = live is not None and not live.has(removed)
+            # A file that others have joined may reach over the spans of a new one.
+            if has_changed or (live and state.table.file_time and live.interleave(added, removed)):
                 raise Changed(f"{state.table.qualified_name} was changed at the same time")
         state.version += 1
         state.more_files += len(added) - len(removed)

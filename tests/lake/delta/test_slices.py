@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lake.delta.files import LocalDisk
@@ -366,6 +366,8 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS, st.sampled_from([1, 2, 5, 1_000]))
+# A new span between those of files that an outsider has just joined.
+@example([({(0, "a"): 1}, [], "go on"), ({(600, "a"): 1}, [], "compact"), ({(300, "a"): 1}, [], "go on")], 1)
 def test_the_rows_are_those_of_a_dictionary_and_files_do_not_interleave(
     tmp_path_factory: pytest.TempPathFactory,
     steps: list[tuple[dict[Key, int], list[int], str]],
