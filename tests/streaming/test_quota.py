@@ -6,13 +6,14 @@ import getpass
 import subprocess
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import hdfs
 import pytest
 import urllib3
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 
 from conf.settings import PROJECT, Settings
 from lake.tables import BRONZE_TICKS
@@ -28,6 +29,9 @@ def test_the_job_ends_at_once_and_names_a_used_up_quota(running: Callable[..., S
     options = [text for option in topics.items() for text in option]
     command = ["./spark-submit.sh", "streaming/ticks.py", "--conf", str(TEST_CONF), "--lake-root", root, "--once"]
     files = hdfs.InsecureClient(suite.webhdfs_url, user=getpass.getuser())
+    with closing(KafkaAdminClient(bootstrap_servers=suite.kafka_bootstrap_servers)) as admin:
+        options_of_topic = {"num_partitions": 1, "replication_factor": 1}
+        admin.create_topics({topics["--ticks-topic"]: options_of_topic}, wait_for_metadata=True)
     producer = KafkaProducer(bootstrap_servers=suite.kafka_bootstrap_servers, acks="all")
 
     def run() -> tuple[int, str]:
