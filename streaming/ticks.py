@@ -292,9 +292,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except StreamingQueryException as error:
         # Spark's own files, the checkpoint, may meet the quota too.
-        quota = re.search(r"QuotaExceededException: ([^\n]+)", str(error))
+        quota = re.search(r"The \w+ quota [^\n]*is exceeded[^\n]*", str(error))
         if quota:
-            logger.error("%s: the quota is used up: %s", settings.checkpoint_location, quota[1])
+            logger.error("%s: the quota is used up: %s", settings.checkpoint_location, quota[0])
         else:
             logger.error("the query failed: %s", error)
         return 1
