@@ -252,8 +252,9 @@ class Settings(BaseModel):
         {},
         description="the one symbol that feeds gold for SOURCE:ASSET, as SOURCE:ASSET=SYMBOL; else see gold_quotes",
     )
+    # Binance has no USD pairs, and producers that do not name a quote mean USD: there both feed gold.
     gold_quotes: Mapped = Field(
-        {"binance": "USDT", "coinbase": "USD", "kraken": "USD", "coincap": "USD"},
+        {"coinbase": "USD", "kraken": "USD", "coincap": "USD"},
         description="the one quote that feeds gold for a venue, as SOURCE=QUOTE; of other venues every quote does",
     )
 

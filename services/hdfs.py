@@ -177,7 +177,10 @@ def most_files(heap_bytes: int) -> int:
 def _report(settings: Settings, report: Report) -> None:
     """Files and blocks against the NameNode's heap, blocks in danger, the last merge, the folders of the lake."""
     try:
-        names = beans(web_address(settings), "Hadoop:service=NameNode,name=FSNamesystem")["FSNamesystem"]
+        figures = beans(web_address(settings), "Hadoop:service=NameNode,name=FSNamesystem*")
+        # The first bean renews its figures every ten seconds, the second at once.
+        current = {name: figures["FSNamesystemState"][name] for name in ("FilesTotal", "BlocksTotal")}
+        names = figures["FSNamesystem"] | current
         memory = beans(web_address(settings), "java.lang:type=Memory")["java.lang:type=Memory"]
     except (OSError, ValueError, KeyError) as error:
         report.unknown.append(f"files and blocks ({type(error).__name__})")

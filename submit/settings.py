@@ -23,8 +23,8 @@ SHIPPED = PROJECT / ".tickhouse" / "ship"
 JOB_SETTINGS = (
     *("kafka_bootstrap_servers", "ticks_topic", "rejects_topic", "gaps_topic"),
     *("lake_root", "checkpoint", "webhdfs_url"),
-    *("future_tolerance_seconds", "receipt_tolerance_seconds", "gold_symbols", "volatility_seconds"),
-    *("alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds"),
+    *("future_tolerance_seconds", "receipt_tolerance_seconds", "gold_symbols", "gold_quotes"),
+    *("volatility_seconds", "alert_threshold_pct", "alert_window_seconds", "alert_cooldown_seconds"),
     *("trigger_seconds", "max_offsets_per_trigger", "rebuild", "once"),
     *("upkeep", "upkeep_seconds", "history_minutes", "keep_days", "debt_files"),
     *("stream_metrics_port", "stream_stale_seconds"),

@@ -54,7 +54,7 @@ NUMBERS_OF_TRADES = range(10**18)
 FIRST_TIME, END_OF_TIMES = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
 FUTURE_TOLERANCE, RECEIPT_TOLERANCE = timedelta(seconds=5), timedelta(days=1)
 # Corrected: a candle of a venue that has both USD and USDT mixed them. Its own quote feeds gold, other venues' all do.
-OWN_QUOTES = {"binance": "USDT", "coinbase": "USD", "kraken": "USD", "coincap": "USD"}
+OWN_QUOTES = {"coinbase": "USD", "kraken": "USD", "coincap": "USD"}
 ASSETS = {
     "BTCUSDT": "bitcoin",
     "ETHUSDT": "ethereum",

@@ -98,7 +98,7 @@ def test_only_the_own_quote_of_a_venue_feeds_gold() -> None:
     ]
     lake = lake_of([record(number, tick) for number, tick in enumerate(ticks)])
     assert len(lake.silver) == 6
-    assert {row.source: row.tick_count for row in lake.price_1m.values()} == {"kraken": 1, "binance": 1, "s": 2}
+    assert {row.source: row.tick_count for row in lake.price_1m.values()} == {"kraken": 1, "binance": 2, "s": 2}
     chosen = lake_of([record(0, ticks[0]), record(1, ticks[1])], gold_symbols={"kraken:bitcoin": "BTCUSDT"})
     assert chosen.current_price["bitcoin"].event_id == "ticks:0:1"
 

@@ -432,5 +432,5 @@ def test_a_lake_of_before_the_choice_of_quotes_is_refused_with_advice() -> None:
     before = json.loads(deciding(Settings()))
     del before["gold_quotes"]
     [difference] = setting_differences(json.dumps(before), Settings())
-    assert difference.startswith("gold_quotes was {}, is {'binance': 'USDT'")
+    assert difference.startswith("gold_quotes was {}, is {'coinbase': 'USD'")
     assert setting_differences(json.dumps(before), Settings(gold_quotes={})) == []
