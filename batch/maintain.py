@@ -58,7 +58,6 @@ SETTLED_BYTES = 128 << 20
 """The size of a joined file of such a day."""
 SORTED_BYTES = 32 << 20
 """The same, if its rows are sorted: a task has all of them in memory, ten times as large."""
-ORPHAN_FOR = timedelta(days=1)
 # Limits of a task and of a commit.
 FILES_A_GROUP = 2_000
 FILES_A_COMMIT = 5_000
@@ -186,7 +185,7 @@ class Maintenance:
             work.joined, work.new = work.joined + len(group.files), work.new + 1
         expired = self._log.expired(keep, self._now_millis)
         work.data_files, work.log_files = expired.data_files, expired.log_files
-        work.orphans = sum(1 for _ in self._orphans())
+        work.orphans = sum(1 for _ in self._log.orphans(self._now_millis))
         return work
 
     def execute(self, run: Run) -> Work:
@@ -256,7 +255,7 @@ class Maintenance:
                 self._files.delete(file.path)
 
     def _delete_orphans(self, work: Work) -> None:
-        orphans = self._orphans()
+        orphans = self._log.orphans(self._now_millis)
         with ThreadPoolExecutor(DELETERS) as threads:
             while paths := list(islice(orphans, FILES_A_COMMIT)):
                 list(threads.map(self._files.delete, paths))
@@ -303,10 +302,6 @@ class Maintenance:
                 for first in range(0, len(group), FILES_A_GROUP):
                     if len(part := group[first : first + FILES_A_GROUP]) > 1:
                         yield Group(part)
-
-    def _orphans(self) -> Iterator[str]:
-        """URLs of files of killed processes; one of a job that is about to commit is younger than a day."""
-        return self._log.orphans(self._now_millis - ORPHAN_FOR // timedelta(milliseconds=1))
 
 
 def _has(group: Group, paths: set[str]) -> bool:

@@ -45,7 +45,7 @@ from benchmarks import cold, lakes
 from benchmarks.backlog import SERVICES, say, started
 from benchmarks.figures import GoldCommit, percentile, restart_to_gold
 from benchmarks.follow import GoldFollower
-from benchmarks.instruments import LOAD_FAILED, TERMINATED
+from benchmarks.instruments import TERMINATED
 from benchmarks.load import LoadFailed, Market, Shape
 from benchmarks.places import own_places, remove_traces
 from benchmarks.run import START_LIMIT, JobFailed, Run
@@ -255,12 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with started(settings, (*SERVICES, "sql") if own.thrift else SERVICES):
             rows = measure(settings, own, conf)
-    except services.ServiceError as error:
+    except (services.ServiceError, LoadFailed) as error:
         say(f"{parser.prog}: {error}")
         return error.exit_code
-    except LoadFailed as error:
-        say(f"{parser.prog}: {error}")
-        return LOAD_FAILED
     except (JobFailed, cold.NoAnswer, SqlError, ValueError, OSError, hdfs.HdfsError) as error:
         say(f"{parser.prog}: {error}")
         return 1

@@ -47,7 +47,7 @@ from benchmarks.scenarios import EXACT, Measurement, Scenario, parse_scenario
 from conf.settings import PROJECT, Settings, arguments, from_command_line, settings_file
 
 SCENARIOS = "1,5,500,5000,20000,5+odd,5+repeats,5+both,restart-5,restart-5000"
-LOAD_FAILED, TERMINATED = 7, 143
+TERMINATED = 143
 
 
 def measure(
@@ -104,12 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for project in projects:
                     say(f"{scenario.name}: {project}")
                     rows.append(measure(scenario, settings, project, conf, own.rate, own.seconds, own.keep))
-        except services.ServiceError as error:
+        except (services.ServiceError, LoadFailed) as error:
             say(f"{parser.prog}: {error}")
             return error.exit_code
-        except LoadFailed as error:
-            say(f"{parser.prog}: {error}")
-            return LOAD_FAILED
     compare(rows)
     if not own.json:
         print(f"{own.rate:,g} ticks/s for {own.seconds:g} s, {os.cpu_count()} cores\n\n{render_table(rows)}")

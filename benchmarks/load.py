@@ -39,6 +39,8 @@ KAFKA_LIMIT = 60.0
 class LoadFailed(RuntimeError):
     """Kafka did not take the load."""
 
+    exit_code = 7
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -54,7 +54,7 @@ from benchmarks.backlog import say, started
 from benchmarks.figures import find_difference, frame_to_gold, percentile
 from benchmarks.follow import GoldFollower
 from benchmarks.growth import Minute, Verdict
-from benchmarks.instruments import LOAD_FAILED, TERMINATED
+from benchmarks.instruments import TERMINATED
 from benchmarks.load import LoadFailed, Shape
 from benchmarks.places import own_places, remove_traces
 from benchmarks.run import JobFailed, Run
@@ -364,12 +364,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with started(settings):
             figures = soak(settings, own, conf, others, show=say if own.json else print_now)
-    except services.ServiceError as error:
+    except (services.ServiceError, LoadFailed) as error:
         say(f"{parser.prog}: {error}")
         return error.exit_code
-    except LoadFailed as error:
-        say(f"{parser.prog}: {error}")
-        return LOAD_FAILED
     except (OSError, hdfs.HdfsError) as error:
         say(f"{parser.prog}: HDFS at {settings.webhdfs_url} failed, or a file here: {error}")
         return 1

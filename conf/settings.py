@@ -427,7 +427,9 @@ def arguments(description: str | None, *names: str) -> argparse.ArgumentParser:
             else str(field.description)
         )
         if field.annotation is bool:
-            parser.add_argument(flag(name), action="store_true", default=None, help=help_text)
+            # A flag that is on by default needs its opposite.
+            action = argparse.BooleanOptionalAction if default else "store_true"
+            parser.add_argument(flag(name), action=action, default=None, help=help_text)
         else:
             parser.add_argument(flag(name), metavar=_metavar(field.annotation), help=help_text.replace("%", "%%"))
     return parser

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 
 ELLIPSIS = "..."
+LONGEST = 200
 _USER_INFO = re.compile(r"://[^/\s?#]*@")
 # A password with a slash is no part of a valid URL, and not to be shown either.
 _PERHAPS_USER_INFO = re.compile(r"(?<=://)[^\s?#]*@")
 
 
-def shown(text: object, limit: int = 200) -> str:
+def shown(text: object, limit: int = LONGEST) -> str:
     """One line of at most `limit` printable characters, for text (or an error, or bytes) from outside.
 
     Line breaks, ESC, controls of the direction of writing and everything else that is not printable become escapes like
@@ -31,6 +32,11 @@ def shown(text: object, limit: int = 200) -> str:
     if length <= limit:
         return "".join(parts)
     return "".join(parts[:fitting]) + ELLIPSIS[: max(0, limit - end)]
+
+
+def brief(value: object) -> str:
+    """A field's value with its type visible: text has quotes."""
+    return "missing" if value is None else shown(repr(value), 80 + len(ELLIPSIS))
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ingestion.foreign import escape
+from conf.text import shown
 from ingestion.ticks import Reject
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class RejectLog:
     def add(self, reject: Reject) -> None:
         if self._logged_rejects < NAMED_AT_MOST:
             self._logged_rejects += 1
-            log.warning("%s: rejected a frame: %s; it began %r", reject.source, escape(reject.reason), reject.raw[:120])
+            log.warning("%s: rejected a frame: %s; it began %r", reject.source, shown(reject.reason), reject.raw[:120])
         else:
             # The words before what differs from frame to frame.
             reason = reject.reason.partition(":")[0][:80]

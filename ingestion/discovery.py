@@ -15,8 +15,8 @@ import logging
 from collections.abc import Sequence
 
 from conf.settings import Settings
+from conf.text import brief
 from ingestion.feeds import VENUES, Venue, coincap, named_instruments
-from ingestion.foreign import brief
 from ingestion.gaps import GapTracker
 from ingestion.instruments import NAME, QUOTES, TICKERS, Instrument
 from ingestion.pairs import Pair

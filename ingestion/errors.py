@@ -28,7 +28,7 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from ingestion.foreign import escape
+from conf.text import shown
 
 FIRST_DELAY = 1.0
 LONGEST_DELAY = 30.0
@@ -84,7 +84,7 @@ class NextStep:
 def next_step(error: Exception) -> NextStep:
     """Whether a failed connection is worth another attempt."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return NextStep(True, f"its certificate is not valid: {escape(error)}")
+        return NextStep(True, f"its certificate is not valid: {shown(error)}")
     if isinstance(error, InvalidURI):
         # Its own message holds the address, and so maybe a key.
         return NextStep(True, "its address is not one of a WebSocket")
@@ -97,7 +97,7 @@ def next_step(error: Exception) -> NextStep:
         return NextStep(False, f"the proxy cannot be used ({type(error).__name__})")
     if isinstance(error, InvalidStatus):
         status = error.response.status_code
-        reason = f"it answered HTTP {status} {escape(error.response.reason_phrase)}"
+        reason = f"it answered HTTP {status} {shown(error.response.reason_phrase)}"
         # 451: for legal reasons this venue is closed to us; the next source may not be.
         if status in (401, 451):
             return NextStep(True, reason)
@@ -106,10 +106,10 @@ def next_step(error: Exception) -> NextStep:
             reason += f"; asking again in {wait:.0f} s"
         return NextStep(False, reason, wait, FORBIDDEN_TRIES if status == 403 else 0)
     if isinstance(error, ConnectionClosed):
-        return NextStep(False, f"connection closed: {escape(error)}")
+        return NextStep(False, f"connection closed: {shown(error)}")
     if isinstance(error, TimeoutError):
         return NextStep(False, "no answer in time")
-    return NextStep(False, f"{type(error).__name__}: {escape(error)}")
+    return NextStep(False, f"{type(error).__name__}: {shown(error)}")
 
 
 def retry_after(status: int, headers: Mapping[str, str]) -> float:

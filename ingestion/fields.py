@@ -8,7 +8,7 @@ import re
 from decimal import Decimal
 from functools import lru_cache
 
-from ingestion.foreign import brief, escape
+from conf.text import brief, shown
 from ingestion.instruments import Instrument
 from ingestion.ticks import DIGITS, END_OF_TIME_NS, ID_LIMIT, Reject, Tick, is_price, is_quantity
 
@@ -47,7 +47,7 @@ def message(source: str, frame: bytes, received_ns: int) -> dict[str, object] | 
     try:
         decoded = decode(frame)
     except ValueError as error:
-        return Reject(received_ns, source, f"not JSON: {escape(error)}", frame)
+        return Reject(received_ns, source, f"not JSON: {shown(error)}", frame)
     return decoded if isinstance(decoded, dict) else Reject(received_ns, source, "not a JSON object", frame)
 
 

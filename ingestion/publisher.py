@@ -26,8 +26,8 @@ from kafka.errors import (
 from kafka.net import KafkaNetClient
 from kafka.partitioner.default import murmur2
 
+from conf.text import shown
 from ingestion.errors import DeliveryFailed, MessageTooLarge
-from ingestion.foreign import escape
 from ingestion.ticks import shortened_reject
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class KafkaPublisher(ABC):
             except KafkaError as error:
                 if time.monotonic() - logged_at > SAY_AGAIN_SECONDS:
                     logged_at = time.monotonic()
-                    log.warning("Kafka at %s does not answer (%s); trying until it does", self._servers, escape(error))
+                    log.warning("Kafka at %s does not answer (%s); trying until it does", self._servers, shown(error))
             await asyncio.sleep(1.0)
 
     def _connect(self) -> None:
@@ -179,7 +179,7 @@ class KafkaPublisher(ABC):
             try:
                 self._partition_counts |= await asyncio.to_thread(self._prepared, [topic])
             except KafkaError as error:
-                raise DeliveryFailed(f"Kafka does not answer for the topic {topic}: {escape(error)}") from error
+                raise DeliveryFailed(f"Kafka does not answer for the topic {topic}: {shown(error)}") from error
         await self._post(topic, key, value, self._partition(topic, key))
 
     def _partition(self, topic: str, key: bytes) -> int:

@@ -17,9 +17,9 @@ from typing import Self
 
 import httpx
 
+from conf.text import shown
 from ingestion import fields
 from ingestion.errors import retry_after
-from ingestion.foreign import escape
 
 log = logging.getLogger(__name__)
 # It would log every request with its query.
@@ -106,7 +106,7 @@ class Rest:
                 status = response.status_code
                 content = await self._content(path, response) if status == 200 else b""
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise RestRefused(f"{path}: {escape(error)}") from None
+            raise RestRefused(f"{path}: {shown(error)}") from None
         except (httpx.HTTPError, TimeoutError) as error:
             raise RestBusy(f"{path}: {type(error).__name__}") from None
         finally:
@@ -122,7 +122,7 @@ class Rest:
         """The body, uncompressed as far as is allowed and no further."""
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "", "gzip"):
-            raise RestRefused(f"{path}: an answer that is encoded as {escape(encoding)}")
+            raise RestRefused(f"{path}: an answer that is encoded as {shown(encoding)}")
         gunzip = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
         content = bytearray()
         async for chunk in response.aiter_raw():

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from conf.settings import Settings
 from lake.delta import compact
+from lake.delta.checkpoint import LEFTOVER_MILLIS
 from lake.delta.drop import is_older, kept_for
 from lake.delta.log import DataFile, TableLog
 from lake.delta.parquet import ContentsDiffer
@@ -43,8 +44,6 @@ SWEEP_SECONDS = 6 * 3_600.0
 SETTLED_FOR = timedelta(hours=1)
 # A checkpoint of a table with few commits, which deletes what has passed the horizon.
 TIDY_SECONDS = 300.0
-# An unknown file may be one that a job is about to commit, unless it is so old.
-ORPHAN_FOR = timedelta(days=1)
 # After each step the thread rests so many times as long as the step took.
 REST = 3.0
 # The longest wait between two micro-batches while the lake has too many files.
@@ -165,7 +164,7 @@ class Upkeep:
                 return []
             before = datetime.fromisoformat(newest) - CHANGING_FOR
             return compact.due(
-                table, live.all(), self._readable(lambda file: _is_before(file, table, before)), fan_in=fan_in
+                table, live.all(), self._readable(lambda file: file.ends_before(table.file_time, before)), fan_in=fan_in
             )
         files, more = self._lake.small_files(table, compact.small_bytes(table))
         before_millis = 1_000 * (self._clock() - appended_for.total_seconds())
@@ -251,14 +250,13 @@ class Upkeep:
             logger.info("%s: %d rows from before %s are dropped", table.qualified_name, rows, before.isoformat())
 
     def _delete_orphans(self, table: Table) -> None:
-        before = int(1_000 * (self._clock() - max(ORPHAN_FOR, self._history).total_seconds()))
-        for path in TableLog(self._lake.files, table.path(self._lake.root)).orphans(before):
+        for path in TableLog(self._lake.files, table.path(self._lake.root)).orphans(int(1_000 * self._clock())):
             self._lake.files.delete(path)
             self._totals["orphans"] += 1
 
     def _delete_drafts(self) -> None:
         """Delete temporary files of killed processes: of the lease, and of Spark's checkpoint."""
-        before = 1_000 * (self._clock() - ORPHAN_FOR.total_seconds())
+        before = 1_000 * self._clock() - LEFTOVER_MILLIS
         folders = [f"{self._checkpoint}/{name}" for name in ("offsets", "commits", "sources/0")]
         for folder in [self._lake.root, *folders]:
             for status in self._lake.files.list(folder):
@@ -289,9 +287,3 @@ class Upkeep:
             "deleted_log_files": sum(table.log_files for table in cleaned),
             "debt_files": self.debt,
         }
-
-
-def _is_before(file: DataFile, table: Table, time: datetime) -> bool:
-    """Whether all rows of a file that changes are of an earlier time."""
-    highest = file.highest.get(table.file_time)
-    return highest is not None and datetime.fromisoformat(highest) < time

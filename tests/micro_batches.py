@@ -10,6 +10,7 @@ import itertools
 import json
 import pickle
 import random
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -152,6 +153,14 @@ def lake_in(folder: Path, spark: SparkSession | None = None, **settings: Any) ->
     if spark:
         spark.sparkContext.setLocalProperty("sql.streaming.queryId", QUERY)
     return Settings(lake_root=f"file:{folder / 'lake'}", checkpoint=f"file:{folder / 'checkpoint'}", **settings)
+
+
+def of_its_own(settings: Settings, folder: Path) -> Settings:
+    """Topics of its own in the suite's Kafka, and a lake and a checkpoint in the folder, for a job that ends."""
+    name = uuid.uuid4().hex[:8]
+    topics = {topic: f"{topic.partition('_')[0]}-{name}" for topic in ("ticks_topic", "rejects_topic", "gaps_topic")}
+    places = {"lake_root": f"file:{folder / 'lake'}", "checkpoint": f"file:{folder / 'checkpoint'}"}
+    return settings.model_copy(update={**topics, **places, "once": True})
 
 
 def opened(settings: Settings, spark: SparkSession | None = None, sink: Sink | None = None) -> Lakehouse:

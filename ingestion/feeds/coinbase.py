@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+from conf.text import brief
 from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
 from ingestion.feeds.venue import Venue
-from ingestion.foreign import brief
 from ingestion.instruments import Instrument, of_table
 from ingestion.pairs import Pair, rows_with
 from ingestion.rest import Rest

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
+from conf.text import brief
 from ingestion import fields
 from ingestion.feeds.venue import Venue
-from ingestion.foreign import brief
 from ingestion.instruments import Instrument, of_table
 from ingestion.rest import Rest, RestBusy
 from ingestion.ticks import DIGITS, Control, Event, Ignored, Reject, Tick, is_price

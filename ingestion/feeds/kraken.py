@@ -13,10 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+from conf.text import brief, shown
 from ingestion import fields, history
 from ingestion.feeds.subscription import Method, Subscription
 from ingestion.feeds.venue import Venue
-from ingestion.foreign import brief, escape
 from ingestion.instruments import Instrument, of_table
 from ingestion.pairs import Pair, rows_with
 from ingestion.rest import Rest, RestBusy, RestRefused
@@ -146,7 +146,7 @@ def _past_trades(answer: object) -> tuple[list[tuple[dict[str, object], int | No
         raise RestBusy("the answer is not an object")
     errors = answer.get("error")
     if isinstance(errors, list) and errors:
-        text = escape(", ".join(map(str, errors)))
+        text = shown(", ".join(map(str, errors)))
         if any(str(one).startswith(_REFUSALS) for one in errors):
             raise RestRefused(text)
         if any(not str(one).startswith("W") for one in errors):

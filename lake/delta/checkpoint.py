@@ -97,7 +97,8 @@ RETENTION_OF_TOMBSTONES = ("delta.deletedFileRetentionDuration", "interval 7 day
 RETENTION_OF_THE_LOG = ("delta.logRetentionDuration", "interval 30 days")
 """Properties, with Delta's defaults."""
 _SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604_800}
-_DAY_MILLIS = 86_400_000
+LEFTOVER_MILLIS = 86_400_000
+"""An unfinished or unknown file may be a running process's, unless it has not changed for so long."""
 
 _ROWS_A_PART = 20_000
 _PAGE = 1_000
@@ -447,7 +448,7 @@ class LogCleaner:
             is_superseded = numbered is not None and int(numbered[1]) < end
             if not is_hidden and not is_superseded:
                 return
-            is_left_over = is_hidden and status.name.endswith(".tmp") and status.modified < now - _DAY_MILLIS
+            is_left_over = is_hidden and status.name.endswith(".tmp") and status.modified < now - LEFTOVER_MILLIS
             if is_left_over or (is_superseded and status.modified < expired_before):
                 yield status.name
 

@@ -13,7 +13,6 @@ from lake.tables import TABLES, Table
 
 DROPPED_BEFORE = "tickhouse.dropped_before"
 """A property of a table: rows from before this time (of Table.age_time; ISO 8601) may have been dropped."""
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 class UnknownTable(ValueError):
@@ -31,16 +30,18 @@ def table_with_age(name: str) -> Table:
 def kept_for(keep_days: Mapping[str, float]) -> dict[str, timedelta]:
     """How long rows stay, by the table's qualified name, where the setting keep_days says so. Raises UnknownTable."""
     try:
-        return {table_with_age(name).qualified_name: timedelta(days=days) for name, days in keep_days.items()}
+        tables = [table_with_age(name) for name in keep_days]
     except UnknownTable as error:
         raise UnknownTable(f"keep_days: {error}") from None
+    for table in tables:
+        if table.kind != "streamed":
+            raise UnknownTable(f"keep_days: {table.qualified_name} is no table of the stream: scripts/drop-older-than")
+    return {table.qualified_name: timedelta(days=keep_days[table.qualified_name]) for table in tables}
 
 
 def is_older(file: DataFile, table: Table, before: datetime) -> bool:
     """Whether all rows of a file are from before a time."""
-    highest = file.highest.get(table.age_time)
-    # Statistics are truncated to milliseconds.
-    return highest is not None and datetime.fromisoformat(highest) < before - _MILLISECOND
+    return file.ends_before(table.age_time, before)
 
 
 def dropped(configuration: Mapping[str, str], before: datetime) -> dict[str, str]:

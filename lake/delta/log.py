@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -28,6 +28,7 @@ import polars as pl
 import pyarrow as pa
 
 from lake.delta.checkpoint import (
+    LEFTOVER_MILLIS,
     RETENTION_OF_THE_LOG,
     RETENTION_OF_TOMBSTONES,
     ROWS,
@@ -72,6 +73,8 @@ MAINTENANCE = "maintenance"
 """In the metadata of a commit that is no micro-batch's; a copy of the last micro-batch's metadata may be beside it."""
 DELETIONS = 2_000
 """The most files that a checkpoint deletes: a second or two on HDFS. Usually some fifty have expired."""
+
+_MILLISECOND = timedelta(milliseconds=1)
 
 Action = dict[str, Any]
 
@@ -118,6 +121,12 @@ class DataFile:
     def rows(self) -> int:
         """The number of rows; 0 if the statistics lack it."""
         return int(self._statistics.get("numRecords") or 0)
+
+    def ends_before(self, column: str, time: datetime) -> bool:
+        """Whether all rows have an earlier time in a column; False if the statistics lack it."""
+        highest = self.highest.get(column)
+        # Statistics are truncated to milliseconds.
+        return highest is not None and datetime.fromisoformat(highest) < time - _MILLISECOND
 
     @property
     def size(self) -> int:
@@ -498,13 +507,15 @@ class TableLog:
                 version = int(match[1])
         return version
 
-    def orphans(self, before: int) -> Iterator[str]:
-        """URLs of data files that the log does not know, last changed before a time in milliseconds since 1970.
+    def orphans(self, now: int) -> Iterator[str]:
+        """URLs of old data files that the log does not know: a killed process wrote them, and nobody committed them.
 
-        Those are files that a killed process wrote and nobody committed. The log may know files of any age, so list no
-        younger files than the longest job takes. Raises as `state`.
+        now: in milliseconds since 1970. A file that is younger than LEFTOVER_MILLIS or than the table's history is left
+        out: a job may be about to commit it, or a reader of an old version may need it. Raises as `state`.
         """
         rows = self._replay(tombstones=True).rows
+        horizon = expired_before(_configuration(rows), RETENTION_OF_TOMBSTONES, now)
+        before = min(now - LEFTOVER_MILLIS, horizon)
         known = {unquote(path) for kind in ("add", "remove") for path in paths_of(rows, kind)}
         folders = [""]
         while folders:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
-from lake.delta.log import DataFile
 from lake.delta.slices import Batch, Changes, Sink, Slices
 from lake.delta.writer import LakeWriter
 from lake.gold import derive
@@ -99,15 +98,9 @@ class RollUp:
         metadata = self._lake.metadata(LAST)
         up_to = datetime.fromisoformat(metadata["up_to"]) if "up_to" in metadata else EPOCH
         files = self._lake.added_since(GOLD_PRICE_1M, metadata.get("minutes_version", -1))
-        newer = [file for file in files if not _is_older(file, up_to)]
+        newer = [file for file in files if not file.ends_before("updated_at", up_to)]
         rows = self._minutes.rows_of(newer).filter(pl.col("updated_at") > up_to)
         return rows.select(*PAIR, pl.col("window_start").cast(pl.Int64).alias("start"))
-
-
-def _is_older(file: DataFile, time: datetime) -> bool:
-    """Whether all rows of the file were updated before a time, by its statistics."""
-    updated = file.highest.get("updated_at")
-    return updated is not None and datetime.fromisoformat(updated) + timedelta(milliseconds=1) < time
 
 
 def _parts(finer: Slices, changed: pl.DataFrame, table: Table) -> pl.DataFrame:

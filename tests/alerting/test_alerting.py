@@ -215,15 +215,8 @@ def test_an_alert_is_out_whatever_is_killed(running: Callable[..., Settings], tm
 @pytest.mark.services
 def test_a_second_process_stands_by_is_healthy_and_says_so(running: Callable[..., Settings], tmp_path: Path) -> None:
     """Until the first ends. Then it watches."""
-    name = uuid.uuid4().hex[:8]
-    settings = running("kafka").model_copy(update={"ticks_topic": f"ticks-{name}", "alerts_topic": f"alerts-{name}"})
-    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    admin.create_topics({settings.ticks_topic: {"num_partitions": 2, "replication_factor": 1}}, wait_for_metadata=True)
-    admin.close()
-    with (
-        alerting(settings, tmp_path / "first.log") as first,
-        alerting(settings, tmp_path / "second.log", "stands by") as second,
-    ):
+    settings = Ticks(running("kafka")).settings
+    with alerting(settings, tmp_path / "first.log") as first, standby(settings, tmp_path / "second.log") as second:
         by_pid = {address.pid: address for address in addresses(tmp_path / "state")}
         reading, waiting = by_pid[first.process.pid], by_pid[second.process.pid]
 

@@ -122,3 +122,9 @@ def test_a_settings_file_with_secrets_that_others_may_read_deserves_a_warning(
     with caplog.at_level(logging.WARNING):
         read_settings({}, {}, conf)
     assert (f"chmod 600 {conf}" in caplog.text) == warns
+
+
+def test_a_flag_that_is_on_by_default_can_be_turned_off() -> None:
+    parser = arguments(None, "upkeep", "once")
+    assert [parser.parse_args(words).upkeep for words in ([], ["--upkeep"], ["--no-upkeep"])] == [None, True, False]
+    assert [parser.parse_args(words).once for words in ([], ["--once"])] == [None, True]

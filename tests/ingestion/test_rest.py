@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from conf.settings import Settings
+from conf.text import LONGEST, brief, shown
 from ingestion.discovery import Discovery
 from ingestion.feeds import make_feed
 from ingestion.feeds.kraken import _past_trades
 from ingestion.fields import digits
-from ingestion.foreign import LONGEST, brief, escape
 from ingestion.proxies import is_here, proxy_of
 from ingestion.rest import LARGEST_LIST, LARGEST_PAGE, Rest, RestBusy, RestRefused
 from ingestion.ticks import Tick, is_price
@@ -224,11 +224,11 @@ def test_the_environments_proxies_are_not_asked_and_the_setting_is(monkeypatch: 
 
 @given(st.text())
 def test_escaped_text_is_short_and_prints_on_one_line(text: str) -> None:
-    shown = escape(text)
-    assert shown.isprintable()
-    assert len(shown) <= 10 * LONGEST + 3
+    line = shown(text)
+    assert line.isprintable()
+    assert len(line) <= 10 * LONGEST + 3
     if text.isprintable() and len(text) <= LONGEST:
-        assert shown == text
+        assert line == text
     assert brief(text).isprintable()
 
 

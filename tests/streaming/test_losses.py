@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from streaming.losses import LIFE, Expired, TopicNow, Topics
 from streaming.rebuild import rebuild
 from streaming.ticks import go_on, start
 from tests.lakes import rows_of, wrong_rows
-from tests.micro_batches import lake_in, opened
+from tests.micro_batches import lake_in, of_its_own, opened
 from tests.oracle import Record, lake_of
 
 
@@ -45,10 +44,7 @@ def once(spark: SparkSession, settings: Settings, *, accept_loss: bool = False, 
 def test_records_that_expired_and_a_topic_that_was_made_anew(
     spark: SparkSession, running: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    name = uuid.uuid4().hex[:8]
-    topics = {topic: f"{topic.partition('_')[0]}-{name}" for topic in ("ticks_topic", "rejects_topic", "gaps_topic")}
-    places = {"lake_root": f"file:{tmp_path / 'lake'}", "checkpoint": f"file:{tmp_path / 'checkpoint'}"}
-    settings = running("kafka").model_copy(update={**topics, **places, "once": True})
+    settings = of_its_own(running("kafka"), tmp_path)
     topic = settings.ticks_topic
     admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     producer = KafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers, acks="all")

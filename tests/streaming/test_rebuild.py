@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import uuid
 from collections.abc import Callable, Hashable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +20,7 @@ from streaming.losses import Expired
 from streaming.rebuild import rebuild
 from streaming.ticks import start
 from tests.lakes import rows_of
-from tests.micro_batches import market
+from tests.micro_batches import market, of_its_own
 from tests.oracle import Lake, Record, Row, differences, lake_of
 
 
@@ -52,10 +51,7 @@ def compare(spark: SparkSession, settings: Settings, expected: Lake) -> None:
 def test_a_lost_checkpoint_and_a_changed_setting(
     spark: SparkSession, running: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    name = uuid.uuid4().hex[:8]
-    topics = {topic: f"{topic.partition('_')[0]}-{name}" for topic in ("ticks_topic", "rejects_topic", "gaps_topic")}
-    places = {"lake_root": f"file:{tmp_path / 'lake'}", "checkpoint": f"file:{tmp_path / 'checkpoint'}"}
-    settings = running("kafka").model_copy(update={**topics, **places, "once": True})
+    settings = of_its_own(running("kafka"), tmp_path)
     admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     admin.create_topics({settings.ticks_topic: {"num_partitions": 1, "replication_factor": 1}}, wait_for_metadata=True)
     producer = KafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers, acks="all")

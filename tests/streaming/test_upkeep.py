@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -65,6 +66,14 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def tended(house: Lakehouse, settings: Settings, ahead: float = 0.0, fan_in: int = 3) -> Upkeep:
     """The house's upkeep, by a clock that is so many seconds ahead."""
     return Upkeep(house, settings, clock=lambda: time.time() + ahead + 1, fan_in=fan_in)
+
+
+def untended(settings: Settings, parts: Sequence[list[Record]]) -> Lakehouse:
+    """Write micro-batches without upkeep, by a driver that goes on."""
+    house = opened(settings)
+    for batch, part in enumerate(parts):
+        write_one(house, part, batch)
+    return house
 
 
 def written(settings: Settings, parts: Sequence[list[Record]], first: int = 0, sink: Any = None) -> Lakehouse:
@@ -191,9 +200,7 @@ def test_a_kill_in_the_middle_of_joining_loses_and_doubles_nothing(
     records = in_kafka(delivered(chance))
     settings = lake_in(tmp_path)
     parts = pieces(records, chance, 24)
-    house = opened(settings)
-    for batch, part in enumerate(parts[:16]):
-        write_one(house, part, batch)
+    house = untended(settings, parts[:16])
     point, is_after = {
         "before the file": ("write_file", False),
         "before the commit": ("write_file", True),
@@ -275,9 +282,7 @@ def test_an_outsiders_optimize_at_the_same_time_wins(tmp_path: Path, monkeypatch
     records = in_kafka(delivered(chance))
     settings = lake_in(tmp_path)
     parts = pieces(records, chance, 24)
-    house = opened(settings)
-    for batch, part in enumerate(parts[:12]):
-        write_one(house, part, batch)
+    house = untended(settings, parts[:12])
     real, tables = LakeWriter.write_file, {BRONZE_TICKS, GOLD_PRICE_5S}
 
     def write_file(writer: LakeWriter, table: Table, file: Any) -> Any:
@@ -343,9 +348,10 @@ def test_old_rows_are_dropped_where_the_settings_say_so(tmp_path: Path) -> None:
     assert read(settings.lake_root, GOLD_PRICE_5S).num_rows == counts[GOLD_PRICE_5S]
 
 
-def test_keep_days_of_a_table_without_an_age_is_refused(tmp_path: Path) -> None:
-    settings = lake_in(tmp_path, keep_days={"gold.current_price": "3"})
-    with pytest.raises(UnknownTable, match=r"gold\.current_price"):
+@pytest.mark.parametrize("name", ["gold.current_price", "quality.results", "gold.none"])
+def test_keep_days_of_a_table_from_which_the_stream_drops_nothing_is_refused(tmp_path: Path, name: str) -> None:
+    settings = lake_in(tmp_path, keep_days={name: "3"})
+    with pytest.raises(UnknownTable, match=re.escape(name)):
         Upkeep(opened(settings), settings)
 
 
